@@ -1,0 +1,75 @@
+"""Writing files so that nothing already saved is ever lost.
+
+Every writer of the package writes to a temporary name beside its target, flushes to the disk,
+then renames: a reader finds either the whole old file or the whole new one.
+"""
+
+import contextlib
+import errno
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from alexnet.errors import UserError
+
+
+@contextlib.contextmanager
+def atomic_file(path: Path) -> Iterator[Path]:
+    """Yield a temporary path beside `path`; on success flush it and rename it to `path`.
+
+    Raises UserError when the disk is full or the folder cannot be written. The temporary file
+    never outlives the block, and `path` keeps its old content unless the block succeeds.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield temporary
+        with open(temporary, "rb+") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        raise explain_os_error(error, path) from error
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+def explain_os_error(error: OSError, path: Path) -> UserError:
+    """Turn the error of a failed write into a line for the user."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return UserError(
+            f"no space left on the disk for {path}; what was saved before is intact: "
+            "free some space, then run the command again"
+        )
+    return UserError(f"cannot write {path}: {error.strerror or error}")
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    with atomic_file(path) as temporary:
+        temporary.write_bytes(data)
+
+
+def write_text(path: Path, text: str) -> None:
+    write_bytes(path, text.encode())
+
+
+def write_json(path: Path, value: Any) -> None:
+    write_text(path, json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    """Raises UserError when the file is missing or damaged."""
+    try:
+        return json.loads(path.read_bytes())
+    except FileNotFoundError:
+        raise UserError(f"{path} is not there") from None
+    except (ValueError, OSError) as error:
+        raise UserError(f"{path} is damaged or cannot be read: {error}") from None
+
+
+def sha256_of(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
