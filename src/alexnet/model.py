@@ -1,0 +1,225 @@
+"""A network as a PyTorch module on one device (Section 3.5, Figure 2).
+
+`build("paper")` makes the module of a description in `networks.py`. The two columns of the paper
+are groups here: channels [0:half] are column 0, the rest column 1. Layers keep their names in
+state dicts: conv1.weight ... fc8.bias.
+
+Not here: the description itself, and the cut into one column per device.
+"""
+
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from alexnet import layers
+from alexnet.errors import UserError
+from alexnet.networks import (
+    Conv,
+    Dropout,
+    Full,
+    Layer,
+    LayerShape,
+    Network,
+    Pool,
+    ResponseNorm,
+    SpatialNorm,
+    Step,
+    find_network,
+    groups,
+    trace,
+)
+
+
+def build(
+    network: str | Network, num_classes: int = 1000, generator: torch.Generator | None = None
+) -> "AlexNet":
+    """Make a network with fresh weights, drawn from `generator` (Section 5).
+
+    Raises UserError for an unknown name or fewer than two classes.
+    """
+    description = find_network(network) if isinstance(network, str) else network
+    if num_classes < 2:
+        raise UserError(f"a network needs at least 2 classes, not {num_classes}")
+    model = AlexNet(description, num_classes)
+    model.reset_parameters(generator)
+    return model
+
+
+class AlexNet(nn.Module):
+    """A network of `networks.py`: float images (B, 3, H, W) -> logits (B, num_classes).
+
+    Images are on the 0..255 scale less the mean, and divided by `network.input_std`. In training
+    mode the dropout masks come from `dropout_generator` (None: PyTorch's own).
+    """
+
+    def __init__(self, network: Network, num_classes: int) -> None:
+        super().__init__()
+        self.network = network
+        self.num_classes = num_classes
+        self.dropout_generator: torch.Generator | None = None
+        self.shapes = {shape.name: shape for shape in trace(network, num_classes)}
+        for layer in network.layers:
+            self.add_module(layer.name, _linear_part(network, layer, self.shapes[layer.name]))
+        if network.name == "torchvision":
+            self.register_load_state_dict_pre_hook(_rename_torchvision_keys)
+
+    @property
+    def layer_names(self) -> tuple[str, ...]:
+        return self.network.layer_names
+
+    def reset_parameters(self, generator: torch.Generator | None = None) -> None:
+        """Draw weights from N(0, std) and set the biases, layer by layer in order (Section 5)."""
+        for layer in self.network.layers:
+            module = self.get_submodule(layer.name)
+            if layer.std is None:
+                bound = self._fan_in(layer) ** -0.5  # PyTorch's default for both
+                nn.init.uniform_(module.weight, -bound, bound, generator=generator)
+                nn.init.uniform_(module.bias, -bound, bound, generator=generator)
+            else:
+                nn.init.normal_(module.weight, 0.0, layer.std, generator=generator)
+                nn.init.constant_(module.bias, layer.bias)
+
+    def _fan_in(self, layer: Layer) -> int:
+        shape = self.shapes[layer.name]
+        return shape.macs // shape.neurons
+
+    def forward(self, images: Tensor) -> Tensor:
+        x = images
+        for layer in self.network.layers:
+            x = self._run(layer, x)
+        return x  # (B, num_classes)
+
+    def activations(self, images: Tensor) -> dict[str, Tensor]:
+        """Each layer's output right after its nonlinearity, in order, from one forward pass.
+
+        Where a layer has none (fc8), its linear output. The tensors hang on the graph.
+        """
+        return {layer.name: after for layer, _, after in self._stages(images)}
+
+    def features(
+        self, images: Tensor, layer: str | None = None, *, before_relu: bool = False
+    ) -> Tensor:
+        """One layer's output: right after its nonlinearity, before any later norm, pool, dropout.
+
+        images (B, 3, H, W) -> (B, C, H, W) or (B, N). `layer` defaults to the last hidden one,
+        fc7: the 4096-d image signature of Section 6.1. fc8 has no nonlinearity: its logits.
+        In `source` the ReLU of conv1 and conv5 comes after the pool, and so do their features.
+        With `before_relu` the linear output. Raises UserError for an unknown layer.
+        """
+        wanted = self.network.layer(layer or self.network.feature_layer).name
+        for found, linear, after in self._stages(images):
+            if found.name == wanted:
+                return linear if before_relu else after
+        raise AssertionError(wanted)
+
+    def _stages(self, images: Tensor) -> Iterator[tuple[Layer, Tensor, Tensor]]:
+        """Yield (layer, its linear output, its output after the nonlinearity)."""
+        x = images
+        for layer in self.network.layers:
+            linear = after = x = self._linear(layer, x)
+            for step in layer.then:
+                x = self._step(step, x)
+                if isinstance(step, str):
+                    after = x
+            yield layer, linear, after
+
+    def _run(self, layer: Layer, x: Tensor) -> Tensor:
+        x = self._linear(layer, x)
+        for step in layer.then:
+            x = self._step(step, x)
+        return x
+
+    def _linear(self, layer: Layer, x: Tensor) -> Tensor:
+        if isinstance(layer, Full):
+            x = x.flatten(1)
+            self._check_width(layer, x)
+        elif layer.rounded_up:
+            x = layers.pad_overhang(x, layer.kernel, layer.stride, layer.padding)
+        return self.get_submodule(layer.name)(x)  # type: ignore[no-any-return]
+
+    def _check_width(self, layer: Layer, x: Tensor) -> None:
+        expected = self.get_submodule(layer.name).in_features
+        if x.shape[1] != expected:
+            raise UserError(
+                f"network {self.name} takes pictures of {self.network.input_px} pixels: "
+                f"{layer.name} got {x.shape[1]} numbers instead of {expected}"
+            )
+
+    @property
+    def name(self) -> str:
+        return self.network.name
+
+    def _step(self, step: Step, x: Tensor) -> Tensor:
+        match step:
+            case "relu":
+                return F.relu(x)
+            case "tanh":
+                return torch.tanh(x)
+            case ResponseNorm():
+                columns = self.network.columns if step.per_column else 1
+                return layers.response_norm(
+                    x, size=step.size, alpha=step.alpha, beta=step.beta, k=step.k, columns=columns
+                )
+            case SpatialNorm():
+                return layers.spatial_norm(
+                    x, size=step.size, alpha=step.alpha, beta=step.beta, k=step.k
+                )
+            case Pool(kind="max"):
+                return layers.max_pool(x, step.size, step.stride)
+            case Pool():
+                return layers.avg_pool(x, step.size, step.stride)
+            case Dropout():
+                return layers.dropout(
+                    x,
+                    step.rate,
+                    inverted=step.inverted,
+                    training=self.training,
+                    generator=self.dropout_generator,
+                )
+
+
+def _linear_part(network: Network, layer: Layer, shape: LayerShape) -> nn.Module:
+    fan_in = shape.input[0]
+    if isinstance(layer, Full):
+        for size in shape.input[1:]:
+            fan_in *= size
+        return nn.Linear(fan_in, shape.output[0])
+    if not layer.shared:
+        return layers.LocallyConnected2d(
+            fan_in, layer.maps, layer.kernel, image_px=shape.input[1], padding=layer.padding
+        )
+    return nn.Conv2d(
+        fan_in,
+        layer.maps,
+        layer.kernel,
+        layer.stride,
+        layer.padding,
+        groups=groups(network, layer),
+    )
+
+
+_TORCHVISION_LAYERS = {
+    "features.0": "conv1",
+    "features.3": "conv2",
+    "features.6": "conv3",
+    "features.8": "conv4",
+    "features.10": "conv5",
+    "classifier.1": "fc6",
+    "classifier.4": "fc7",
+    "classifier.6": "fc8",
+}
+
+
+def _rename_torchvision_keys(
+    module: nn.Module, state_dict: dict[str, Tensor], prefix: str, *_: Any
+) -> None:
+    """Let `load_state_dict` take torchvision's own names."""
+    for key in list(state_dict):
+        match = re.fullmatch(r"((?:features|classifier)\.\d+)\.(weight|bias)", key)
+        if match and match[1] in _TORCHVISION_LAYERS:
+            name = f"{prefix}{_TORCHVISION_LAYERS[match[1]]}.{match[2]}"
+            state_dict[name] = state_dict.pop(key)
