@@ -1,0 +1,405 @@
+"""The command line: `alexnet COMMAND --help` explains each one.
+
+Every command talks to the others through files. A user's mistake is one line on standard error
+and exit code 2; a training that was asked to stop exits with 128 + the signal's number, one that
+diverged with 1. Imports of torch happen inside the commands, so that `--help` is instant.
+"""
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import tyro
+from rich.console import Console
+from tyro.conf import Positional, UseAppendAction, arg
+
+from alexnet.errors import UserError
+
+if TYPE_CHECKING:
+    from alexnet.config import Recipe
+    from alexnet.dataset import PackedDataset
+
+Settings = Annotated[UseAppendAction[tuple[str, ...]], arg(name="set", metavar="SECTION.FIELD=VALUE")]
+Precision = Literal["fp32", "bf16"]
+
+
+def main() -> None:
+    """Run the command that the user typed."""
+    commands: dict[str, Callable[..., None]] = {
+        "train": train,
+        "evaluate": evaluate,
+        "report": report,
+        "describe": describe,
+        "prepare": prepare,
+    }
+    try:
+        tyro.extras.subcommand_cli_from_dict(
+            commands,
+            prog="alexnet",
+            description="AlexNet, whole: the network, the recipe and the experiments of 2012.",
+            config=(tyro.conf.FlagCreatePairsOff, tyro.conf.DisallowNone),
+        )
+    except UserError as error:
+        _leave(str(error), 2)
+    except KeyboardInterrupt:
+        _leave("interrupted", 130)
+    except BrokenPipeError:
+        sys.exit(141)
+
+
+def _leave(message: str, code: int) -> None:
+    print(f"alexnet: {' '.join(message.split())}", file=sys.stderr)
+    sys.exit(code)
+
+
+def train(
+    data: Positional[str | None] = None,
+    /,
+    *,
+    recipe: str | None = None,
+    set_: Settings = (),
+    run: Path | None = None,
+    resume: bool = False,
+    epochs: float | None = None,
+    max_steps: int | None = None,
+    batch_size: int | None = None,
+    lr: float | None = None,
+    seed: int | None = None,
+    device: str | None = None,
+    precision: Precision | None = None,
+    no_report: bool = False,
+    json_: Annotated[bool, arg(name="json")] = False,
+) -> None:
+    """Train a network, evaluate it, and leave a report.
+
+    Args:
+        data: shapes, cifar10, imagenette, a folder with one folder of pictures per class, or a
+            packed data set. Without it, what the recipe names.
+        recipe: name of a recipe. Default: shapes without DATA, pictures for a folder.
+        set_: one setting of the recipe, e.g. optimizer.lr=0.005; may be repeated.
+        run: folder for everything about this training. Default: runs/<recipe>, numbered.
+        resume: go on where the training in --run was stopped.
+        epochs: passes through the training pictures.
+        max_steps: stop after so many minibatches.
+        batch_size: pictures in a minibatch.
+        lr: learning rate of the weights to start with; the biases keep their ratio to it.
+        seed: of weights, order, crops, colours and dropout.
+        device: cpu, cuda, cuda:1, ...; auto takes a GPU where there is one.
+        precision: fp32, or bf16 with fp32 weights.
+        no_report: leave out report.html; `alexnet report RUN` writes it later.
+        json_: print the summary as one JSON object at the end.
+    """
+    from alexnet.config import check
+
+    if resume and run is None:
+        raise UserError("--resume needs the run to go on with: --resume --run DIR")
+    begun = _resumed_recipe(run) if resume and run else _chosen_recipe(data, recipe)
+    flags = {
+        "schedule.epochs": epochs,
+        "system.max_steps": max_steps,
+        "optimizer.batch_size": batch_size,
+        "system.seed": seed,
+        "system.device": device,
+        "system.precision": precision,
+    }
+    chosen = check(_with_flags(begun, flags, lr, set_))
+    if resume:
+        _check_resumable(begun, chosen, recipe)
+    folder = run if resume and run else _new_run_folder(run, chosen.name)
+    console = Console(stderr=json_)
+    dataset = _open_data(chosen, console)
+    _check_network(chosen, dataset)
+    summary = _train(chosen, dataset, folder, resume=resume, console=console)
+    if not no_report:
+        from alexnet.report import write_report
+
+        console.print(f"report: {write_report(folder)}", highlight=False, soft_wrap=True)
+    if json_:
+        print(json.dumps(summary))
+
+
+def _train(
+    recipe: "Recipe", dataset: "PackedDataset", run: Path, *, resume: bool, console: Console
+) -> dict[str, Any]:
+    from alexnet.train import Diverged, Interrupted
+    from alexnet.train import train as run_training
+
+    try:
+        summary = run_training(recipe, dataset, run, resume=resume, console=console)
+    except Interrupted as stop:
+        _leave(str(stop), 128 + stop.number)
+    except Diverged as stop:
+        _leave(str(stop), 1)
+    for found in summary["evaluations"]:
+        console.print(
+            f"{found['split']}, {found['views']} view{'s' if found['views'] > 1 else ''}: "
+            f"{found['top1_error']:.2%} top-1, {found['top5_error']:.2%} top-5 error "
+            f"of {found['images']:,} pictures",
+            highlight=False,
+        )
+    return summary
+
+
+def _chosen_recipe(data: str | None, name: str | None) -> "Recipe":
+    from alexnet.config import diff
+    from alexnet.recipes import find_recipe
+
+    defaults = {None: "shapes", "shapes": "shapes", "cifar10": "cifar10-80sec"}
+    defaults["imagenette"] = "imagenette"
+    recipe = find_recipe(name or defaults.get(data, "pictures"))
+    if data:
+        shapes_only = {} if data == "shapes" else {"num_train": 0, "num_val": 0, "num_classes": 0}
+        recipe = diff(recipe, data={"dataset": data, **shapes_only})
+    if not recipe.data.dataset:
+        raise UserError(
+            f"recipe {recipe.name} needs pictures: alexnet train DATA --recipe {recipe.name}"
+        )
+    return recipe
+
+
+def _resumed_recipe(run: Path) -> "Recipe":
+    from alexnet.config import diff, from_dict
+    from alexnet.files import read_json
+
+    if not (run / "recipe.json").is_file():
+        raise UserError(f"{run} is no run to resume: recipe.json is not there")
+    recipe = from_dict(read_json(run / "recipe.json"))
+    environment = read_json(run / "environment.json")
+    if not isinstance(environment, dict) or "data_path" not in environment:
+        raise UserError(f"{run / 'environment.json'} is damaged: it names no data set")
+    return diff(recipe, data={"dataset": str(environment["data_path"])})
+
+
+def _check_resumable(begun: "Recipe", chosen: "Recipe", name: str | None) -> None:
+    """A resumed training may run longer or elsewhere, but stays the same training."""
+    from alexnet.config import differences
+
+    if name and name != begun.name:
+        raise UserError(f"the run was begun with recipe {begun.name}, not {name}")
+    free = ("schedule.epochs", "system.")
+    changed = [path for path in differences(begun, chosen) if not path.startswith(free)]
+    changed += ["system.seed"] if begun.system.seed != chosen.system.seed else []
+    if changed:
+        raise UserError(f"a resumed run keeps its {', '.join(changed)}; start a new run instead")
+
+
+def _with_flags(
+    recipe: "Recipe", flags: dict[str, Any], lr: float | None, settings: tuple[str, ...]
+) -> "Recipe":
+    from alexnet.config import diff, override
+
+    for path, value in flags.items():
+        if value is not None:
+            section, _, name = path.partition(".")
+            recipe = diff(recipe, **{section: {name: value}})
+    if lr is not None:
+        ratio = recipe.optimizer.bias_lr / recipe.optimizer.lr
+        recipe = diff(recipe, optimizer={"lr": lr, "bias_lr": lr * ratio})
+    for assignment in settings:
+        recipe = override(recipe, assignment)
+    return recipe
+
+
+def _new_run_folder(run: Path | None, recipe_name: str) -> Path:
+    if run is not None:
+        if run.exists() and (not run.is_dir() or any(run.iterdir())):
+            raise UserError(
+                f"{run} exists already: choose another --run, or go on with it by --resume"
+            )
+        return run
+    number = 1
+    while True:
+        run = Path("runs") / (recipe_name if number == 1 else f"{recipe_name}-{number}")
+        if not run.exists():
+            return run
+        number += 1
+
+
+def _open_data(recipe: "Recipe", console: Console) -> "PackedDataset":
+    from alexnet.prepare import open_dataset
+
+    data = recipe.data
+    with _progress(console, "preparing pictures") as advance:
+        return open_dataset(
+            data.dataset,
+            image_px=data.image_px,
+            seed=recipe.system.seed if data.dataset != "shapes" else 0,
+            num_train=data.num_train or None,
+            num_val=data.num_val or None,
+            num_classes=data.num_classes or None,
+            val_fraction=data.val_fraction,
+            progress=advance,
+        )
+
+
+def _check_network(recipe: "Recipe", dataset: "PackedDataset") -> None:
+    from alexnet.networks import find_network
+
+    network = find_network(recipe.network.name)
+    if network.input_px != recipe.augment.crop_px:
+        raise UserError(
+            f"network {network.name} takes crops of {network.input_px} pixels: "
+            f"--set augment.crop_px={network.input_px}"
+        )
+    for split in ("train", "val"):
+        if split not in dataset.splits:
+            raise UserError(f"data set {dataset.path} has no {split} split to train with")
+
+
+class _progress:
+    """A bar for long work: `with _progress(console, title) as advance: advance(done, total)`."""
+
+    def __init__(self, console: Console, title: str) -> None:
+        from rich.progress import Progress
+
+        self.bar = Progress(console=console, transient=True, disable=not console.is_terminal)
+        self.console, self.title = console, title
+        self.task: Any = None
+
+    def __enter__(self) -> Callable[[int, int], None]:
+        self.bar.start()
+        return self.advance
+
+    def __exit__(self, *_: object) -> None:
+        self.bar.stop()
+
+    def advance(self, done: int, total: int) -> None:
+        if self.task is None:
+            self.task = self.bar.add_task(self.title, total=total)
+            if self.bar.disable:
+                self.console.print(f"{self.title}: {total:,}", highlight=False)
+        self.bar.update(self.task, completed=done)
+
+
+def evaluate(
+    runs: Positional[tuple[Path, ...]],
+    /,
+    *,
+    data: str | None = None,
+    split: str = "val",
+    views: int = 10,
+    weights: tuple[float, ...] = (),
+    device: str = "auto",
+    precision: Precision = "fp32",
+    batch_size: int = 256,
+    json_: Annotated[bool, arg(name="json")] = False,
+) -> None:
+    """Count the errors of trained networks over a whole split; several are averaged.
+
+    Args:
+        runs: run folders.
+        data: another data set than the run's own.
+        split: val, test or train.
+        views: 1 (centre crop) or 10 (the paper's patches, softmax averaged).
+        weights: one per run, for a weighted average.
+        device: cpu, cuda, ...; auto takes a GPU where there is one.
+        precision: fp32 or bf16.
+        batch_size: crops that are evaluated at a time.
+        json_: print one JSON object instead of the table.
+    """
+    from alexnet.evaluate import evaluate_runs, print_results
+    from alexnet.train import find_device
+
+    console = Console(stderr=json_)
+    with _progress(console, "evaluating") as advance:
+        result = evaluate_runs(
+            runs,
+            data=data,
+            split=split,
+            views=views,
+            weights=weights or None,
+            device=find_device(device),
+            precision=precision,
+            batch_size=batch_size,
+            progress=lambda run, done, total: advance(done, total),
+        )
+    if json_:
+        print(json.dumps(result.as_json()))
+    else:
+        print_results(result.table(), f"{result.dataset}, {split}", console)
+
+
+def report(run: Positional[Path], /, *, data: str | None = None) -> None:
+    """Write RUN/report.html and RUN/figures: what was learned, seen and confused.
+
+    Args:
+        run: a run folder.
+        data: another data set than the run's own.
+    """
+    from alexnet.report import write_report
+
+    console = Console()
+    console.print(str(write_report(run, data=data)), highlight=False, soft_wrap=True)
+
+
+def prepare(
+    source: Positional[Path],
+    target: Positional[Path],
+    /,
+    *,
+    image_px: int = 256,
+    val_fraction: float = 0.1,
+    seed: int = 0,
+) -> None:
+    """Pack a folder of pictures: shorter side 256, central 256 x 256, with its statistics.
+
+    Args:
+        source: one folder per class, or train and val folders of such.
+        target: a new folder for the packed data set.
+        image_px: side of the packed pictures.
+        val_fraction: share of each class that is kept for validation, where there is no val.
+        seed: of that split.
+    """
+    from alexnet.prepare import prepare as pack
+
+    console = Console()
+    with _progress(console, "preparing pictures") as advance:
+        packed = pack(
+            source,
+            target,
+            image_px=image_px,
+            val_fraction=val_fraction,
+            seed=seed,
+            progress=advance,
+        )
+    counts = ", ".join(f"{len(split):,} {name}" for name, split in packed.splits.items())
+    console.print(f"{target}: {counts}, {len(packed.class_names)} classes", highlight=False)
+    for left in packed.left_out:
+        console.print(f"left out: {left['path']}: {left['reason']}", highlight=False, markup=False)
+
+
+def describe(
+    network: Positional[str],
+    /,
+    *,
+    diff: str | None = None,
+    num_classes: int = 1000,
+    batch_size: int = 128,
+    json_: Annotated[bool, arg(name="json")] = False,
+) -> None:
+    """Show a network's layers, counts and memory, or how it differs from another.
+
+    Args:
+        network: its name, e.g. paper.
+        diff: another network to explain the differences to.
+        num_classes: units of the last layer.
+        batch_size: for the memory of training.
+        json_: print one JSON object instead of the table.
+    """
+    from alexnet.describe import describe_network, print_description, print_differences
+
+    description = describe_network(network, num_classes=num_classes, batch_size=batch_size)
+    if json_:
+        print(json.dumps(description.as_json(diff)))
+        return
+    console = Console()
+    if diff:
+        print_differences(network, diff, console)
+    else:
+        print_description(description, console)
+
+
+if __name__ == "__main__":
+    main()

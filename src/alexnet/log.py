@@ -1,0 +1,190 @@
+"""What a training tells: log.jsonl and TensorBoard always, and a line or a live display.
+
+Each line of log.jsonl is one JSON object with an "event"; floats are finite or null. The display
+is a live panel on a terminal and plain lines elsewhere.
+"""
+
+import json
+import math
+import os
+import platform
+import subprocess
+import sys
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+import alexnet
+
+PLAIN_LINE_SECONDS = 10.0
+
+
+class RunLog:
+    """Appends events to RUN/log.jsonl and numbers to RUN/tensorboard."""
+
+    def __init__(self, run: Path, *, step: int = 0) -> None:
+        """Events after `step` are dropped first: they belong to work that will be done again."""
+        from torch.utils.tensorboard import SummaryWriter
+
+        self.path = run / "log.jsonl"
+        kept = [event for event in read_log(self.path) if event.get("step", 0) <= step]
+        temporary = self.path.with_suffix(".tmp")
+        temporary.write_text("".join(_line(event) for event in kept))
+        temporary.replace(self.path)
+        self.file = open(self.path, "a", buffering=1)
+        self.board = SummaryWriter(str(run / "tensorboard"), purge_step=step + 1)
+
+    def write(self, event: str, step: int, **values: Any) -> None:
+        self.file.write(_line({"event": event, "step": step, **values}))
+        for name, value in values.items():
+            if isinstance(value, int | float) and event in ("step", "evaluation"):
+                views = f"_{values['views']}" if event == "evaluation" else ""
+                self.board.add_scalar(f"{event}{views}/{name}", value, step)
+
+    def close(self) -> None:
+        self.file.close()
+        self.board.close()
+
+
+def read_log(path: Path) -> list[dict[str, Any]]:
+    """The events of a log file; a last line cut short by a crash is left out."""
+    if not path.exists():
+        return []
+    events = []
+    for line in path.read_text(errors="replace").splitlines():
+        try:
+            event = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(event, dict):
+            events.append(event)
+    return events
+
+
+def _line(event: dict[str, Any]) -> str:
+    finite = {
+        name: None if isinstance(value, float) and not math.isfinite(value) else value
+        for name, value in event.items()
+    }
+    return json.dumps(finite, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+class Display:
+    """Progress on the screen: `with Display(total_steps, title) as display: display.show(...)`."""
+
+    def __init__(self, total_steps: int, title: str, *, console: Console) -> None:
+        self.console, self.total_steps, self.title = console, total_steps, title
+        self.live = console.is_terminal
+        self.last_line = -math.inf
+        self.began, self.first_step = time.monotonic(), 0
+        self.progress = Progress(
+            TextColumn("[bold]{task.description}"),
+            BarColumn(bar_width=24),
+            TextColumn("{task.completed}/{task.total} steps"),
+            TextColumn("{task.fields[note]}"),
+            TimeElapsedColumn(),
+            TextColumn("elapsed,"),
+            TimeRemainingColumn(),
+            TextColumn("left"),
+            console=console,
+            disable=not self.live,
+        )
+
+    def __enter__(self) -> "Display":
+        self.progress.start()
+        self.task = self.progress.add_task(self.title, total=self.total_steps, note="")
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.progress.stop()
+
+    def show(self, step: int, note: str) -> None:
+        """Progress to `step`; elsewhere than on a terminal a plain line every ten seconds."""
+        if self.live:
+            self.progress.update(self.task, completed=step, note=note)
+            return
+        now = time.monotonic()
+        if now - self.last_line >= PLAIN_LINE_SECONDS or step == self.total_steps:
+            self.last_line = now
+            done = step - self.first_step
+            left = (now - self.began) / done * (self.total_steps - step) if done else 0.0
+            self.say(f"step {step}/{self.total_steps}  {note}  {duration(left)} left")
+
+    def start_at(self, step: int) -> None:
+        self.began, self.first_step = time.monotonic(), step
+        self.progress.update(self.task, completed=step)
+
+    def say(self, text: str) -> None:
+        self.console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+
+def duration(seconds: float) -> str:
+    """Seconds as 45 s, 12 min 30 s or 5 h 02 min."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+
+
+def environment(device: torch.device) -> dict[str, Any]:
+    """Versions, commit and hardware of this process, for environment.json."""
+    import numpy
+    import PIL
+    import torchvision
+
+    is_cuda = device.type == "cuda"
+    return {
+        "alexnet": alexnet.__version__,
+        "commit": _commit(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "torchvision": torchvision.__version__,
+        "numpy": numpy.__version__,
+        "pillow": PIL.__version__,
+        "platform": platform.platform(),
+        "device": torch.cuda.get_device_name(device) if is_cuda else device.type,
+        "cpu": _cpu_name(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "command": ["alexnet", *sys.argv[1:]],
+        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+
+
+def _commit() -> str:
+    """The commit of the source checkout, with "+" when it is changed; "" when there is none."""
+    folder = Path(__file__).parent
+    try:
+        head = _git(folder, "rev-parse", "HEAD")
+        return head + ("+" if _git(folder, "status", "--porcelain", "--", str(folder)) else "")
+    except (OSError, subprocess.SubprocessError):
+        return ""
+
+
+def _git(folder: Path, *arguments: str) -> str:
+    command = ["git", "-C", str(folder), *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=10)
+    return done.stdout.strip()
+
+
+def _cpu_name() -> str:
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    except OSError:
+        pass
+    return platform.processor()

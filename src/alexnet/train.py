@@ -1,0 +1,531 @@
+"""Learning (Section 5): the step, and the loop around it that a long training needs.
+
+`train_step` is the optimisation: one minibatch, one update. `train` adds the order of things:
+rates from the schedule, evaluations, logs, checkpoints, interruption, the last evaluation with
+one and ten views. The step never waits for the device; losses are read in blocks.
+
+Not here: what a recipe says (`recipes.py`), how rates change (`schedule.py`), the command line.
+"""
+
+import math
+import signal
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from rich.console import Console
+from torch import Tensor
+
+from alexnet import checkpoint
+from alexnet.augment import Preprocessing, add_colour_noise, colour_basis, flip_where, subtract_mean
+from alexnet.config import Recipe
+from alexnet.dataset import PackedDataset
+from alexnet.errors import UserError
+from alexnet.evaluate import evaluate_runs, mean_log_probability, predict, score
+from alexnet.files import write_json
+from alexnet.loader import Batch, batches, num_batches
+from alexnet.log import Display, RunLog, environment
+from alexnet.model import AlexNet, build
+from alexnet.networks import find_network, with_dropout
+from alexnet.optim import PaperSGD, parameter_groups
+from alexnet.schedule import Schedule, make_schedule, set_rates
+from alexnet.stall import StallDetector, explain, layer_scales
+from alexnet.weights import ModelCard, save_model
+
+# Steps that are left out of the median rate: memory is still being laid out.
+WARM_UP_STEPS = 5
+
+
+class Interrupted(Exception):
+    """Training was asked to stop by a signal; everything is saved. `number` is the signal's."""
+
+    def __init__(self, number: int, run: Path) -> None:
+        super().__init__(f"stopped and saved; go on with: alexnet train --resume --run {run}")
+        self.number = number
+
+
+class Diverged(Exception):
+    """The loss is no longer finite; the last good checkpoint is kept."""
+
+
+@dataclass
+class Training:
+    """Everything that changes while a network learns, and what it learns with."""
+
+    recipe: Recipe
+    device: torch.device
+    model: AlexNet
+    optimizer: PaperSGD
+    schedule: Schedule
+    detector: StallDetector
+    preprocessing: Preprocessing
+    colour_basis: Tensor | None
+    dropout_generator: torch.Generator
+    noise_generator: torch.Generator
+    step: int = 0
+    colour_noise: bool = True
+    reason: str = "start"
+    seconds: float = 0.0
+    wait_seconds: float = 0.0
+    rates: list[float] = field(default_factory=list)  # images per second, each step
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "network": self.model.network.name,
+            "num_classes": self.model.num_classes,
+            "step": self.step,
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "schedule": self.schedule.state_dict(),
+            "detector": self.detector.state_dict(),
+            "dropout": self.dropout_generator.get_state(),
+            "noise": self.noise_generator.get_state(),
+            "seconds": self.seconds,
+            "wait_seconds": self.wait_seconds,
+            "rates": self.rates,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Raises UserError for a checkpoint of another network."""
+        here = (self.model.network.name, self.model.num_classes)
+        there = (state["network"], state["num_classes"])
+        if here != there:
+            raise UserError(
+                f"the checkpoint is of network {there[0]} with {there[1]} classes, the recipe "
+                f"says {here[0]} with {here[1]}; resume with the recipe that the run began with"
+            )
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.schedule.load_state_dict(state["schedule"])
+        self.detector.load_state_dict(state["detector"])
+        self.dropout_generator.set_state(state["dropout"])
+        self.noise_generator.set_state(state["noise"])
+        self.step = state["step"]
+        self.seconds, self.wait_seconds = state["seconds"], state["wait_seconds"]
+        self.rates = list(state["rates"])
+
+
+def start(recipe: Recipe, dataset: PackedDataset) -> Training:
+    """Fresh weights, optimiser and schedule, as the recipe says; the seed decides the weights.
+
+    Raises UserError for a network or setting that does not fit the pictures.
+    """
+    device = find_device(recipe.system.device)
+    if recipe.system.threads:
+        torch.set_num_threads(recipe.system.threads)
+    network = with_dropout(find_network(recipe.network.name), recipe.network.dropout)
+    seed = recipe.system.seed
+    model = build(network, len(dataset.class_names), torch.Generator().manual_seed(seed))
+    model.to(device, memory_format=torch.channels_last)
+    dropout_generator = torch.Generator(device).manual_seed(seed + 1)
+    model.dropout_generator = dropout_generator
+    settings, found = recipe.optimizer, dataset.statistics
+    groups = parameter_groups(
+        model,
+        lr=settings.lr,
+        bias_lr=settings.bias_lr,
+        weight_decay=settings.weight_decay,
+        bias_decay=settings.bias_weight_decay,
+        layer_weight_decay=recipe.layer_weight_decay,
+    )
+    basis = None
+    if recipe.augment.colour != "none":
+        basis = colour_basis(
+            torch.from_numpy(found.eigenvalues),
+            torch.from_numpy(found.eigenvectors),
+            recipe.augment.colour,
+        ).to(device, torch.float32)
+    return Training(
+        recipe=recipe,
+        device=device,
+        model=model,
+        optimizer=PaperSGD(groups, momentum=settings.momentum),
+        schedule=make_schedule(recipe.schedule),
+        detector=StallDetector(
+            len(dataset.class_names), recipe.system.stall_steps, recipe.system.stall_margin
+        ),
+        preprocessing=Preprocessing(
+            torch.from_numpy(found.mean_image),
+            recipe.augment.crop_px,
+            recipe.augment.mean,
+            network.input_std,
+        ).to(device),
+        colour_basis=basis,
+        dropout_generator=dropout_generator,
+        noise_generator=torch.Generator().manual_seed(seed + 2),
+    )
+
+
+def find_device(name: str) -> torch.device:
+    """ "auto" takes a GPU where there is one. Raises UserError for a device that is not there."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"device {name!r} cannot be used: {reason}; try --device cpu") from None
+    return device
+
+
+def network_input(training: Training, batch: Batch) -> tuple[Tensor, Tensor]:
+    """Mirror, subtract the mean and shift colours on the device: float (B, 3, s, s), labels."""
+    device = training.device
+    top, left, flip = (part.to(device) for part in (batch.top, batch.left, batch.flip))
+    crops = flip_where(batch.crops.to(device, non_blocking=True), flip)
+    images = subtract_mean(crops, top, left, flip, training.preprocessing)
+    if training.colour_basis is not None and training.colour_noise:
+        augment = training.recipe.augment
+        images = add_colour_noise(
+            images,
+            batch.colour.to(device),
+            training.colour_basis,
+            augment.colour,
+            augment.colour_strength,
+        )
+    return images, batch.labels.to(device)
+
+
+def train_step(training: Training, images: Tensor, labels: Tensor) -> Tensor:
+    """One update on the mean cross-entropy of a minibatch; its loss, still on the device."""
+    training.optimizer.zero_grad(set_to_none=True)
+    with _autocast(training):
+        logits = training.model(images)
+    loss = F.cross_entropy(logits.float(), labels)
+    loss.backward()  # type: ignore[no-untyped-call]
+    training.optimizer.step()
+    return loss.detach()
+
+
+def _autocast(training: Training) -> torch.autocast:
+    enabled = training.recipe.system.precision == "bf16"
+    return torch.autocast(training.device.type, torch.bfloat16, enabled=enabled)
+
+
+def train(
+    recipe: Recipe, dataset: PackedDataset, run: Path, *, resume: bool, console: Console
+) -> dict[str, Any]:
+    """Train by a recipe in a run folder, evaluate, and return what summary.json says.
+
+    Raises UserError, Interrupted (all saved) or Diverged (the last good checkpoint kept).
+    """
+    training = start(recipe, dataset)
+    if resume:
+        training.load_state_dict(
+            checkpoint.load_newest(run / "checkpoints", lambda text: console.print(text))
+        )
+    else:
+        write_json(run / "environment.json", _environment(training, dataset))
+    write_json(run / "recipe.json", recipe.as_dict())
+    log = RunLog(run, step=training.step)
+    total_steps = num_steps(recipe, len(dataset.splits["train"]))
+    title = f"{recipe.name} on {dataset.name}"
+    try:
+        log.write("resume" if resume else "start", training.step, total_steps=total_steps)
+        with Display(total_steps, title, console=console) as display, _stop_signals() as stopped:
+            display.start_at(training.step)
+            _loop(training, dataset, run, log, display, stopped, total_steps)
+            display.say("evaluating")
+        save_model(run / "model.safetensors", training.model, model_card(training, dataset))
+        summary = summarise(training, dataset, run, log)
+        write_json(run / "summary.json", summary)
+        log.write("end", training.step, seconds=training.seconds)
+    finally:
+        log.close()
+    return summary
+
+
+def num_steps(recipe: Recipe, num_images: int) -> int:
+    """Steps of the whole training: its epochs, cut at max_steps where that is set."""
+    steps = math.ceil(recipe.schedule.epochs * num_batches(recipe, num_images))
+    return min(steps, recipe.system.max_steps or steps)
+
+
+def due(step: int, every: float) -> bool:
+    """Whether a multiple of `every` steps, which may have a fraction, falls on this step."""
+    return math.floor(step / every) > math.floor((step - 1) / every)
+
+
+def _loop(
+    training: Training,
+    dataset: PackedDataset,
+    run: Path,
+    log: RunLog,
+    display: Display,
+    stopped: list[int],
+    total_steps: int,
+) -> None:
+    recipe, system = training.recipe, training.recipe.system
+    split = dataset.splits["train"]
+    per_epoch = num_batches(recipe, len(split))
+    pending = _Pending()
+    last_checkpoint = time.monotonic()
+    if not checkpoint.available(run / "checkpoints"):
+        _save(training, run)
+    training.model.train()
+    began = time.perf_counter()
+    for batch in batches(split, recipe, step=training.step, stop=total_steps):
+        waited = time.perf_counter() - began
+        _set_rates(training, per_epoch, log, display)
+        images, labels = network_input(training, batch)
+        if system.scales_steps and (training.step == 0 or due(training.step, system.scales_steps)):
+            _log_scales(training, images, labels, log)
+        loss = train_step(training, images, labels)
+        training.step += 1
+        now = time.perf_counter()
+        pending.add(training, loss, len(labels), now - began, waited)
+        flush = due(training.step, system.log_steps) or training.step == total_steps
+        if flush:
+            pending.flush(training, per_epoch, log, display)
+            _watch(training, pending, images, labels, log, display)
+        if due(training.step, recipe.evaluate.every_epochs * per_epoch):
+            pending.flush(training, per_epoch, log, display)
+            _validate(training, dataset, per_epoch, log, display)
+        minutes = (time.monotonic() - last_checkpoint) / 60
+        at_end = training.step == total_steps
+        if stopped or at_end or minutes >= system.checkpoint_minutes:
+            pending.flush(training, per_epoch, log, display)
+            _save(training, run)
+            last_checkpoint = time.monotonic()
+        if stopped:
+            log.write("stop", training.step, signal=stopped[0])
+            raise Interrupted(stopped[0], run)
+        began = time.perf_counter()
+
+
+class _Pending:
+    """Steps whose losses are still on the device: reading one would make the next step wait."""
+
+    def __init__(self) -> None:
+        self.steps: list[tuple[int, Tensor, float, int, float, float]] = []
+        self.losses: list[tuple[int, float]] = []
+
+    def add(
+        self, training: Training, loss: Tensor, images: int, seconds: float, waited: float
+    ) -> None:
+        rate = training.optimizer.param_groups[0]["lr"]
+        for group in training.optimizer.param_groups:
+            if group["kind"] == "weight":
+                rate = group["lr"]  # the last layer's: never frozen early
+        self.steps.append((training.step, loss, rate, images, seconds, waited))
+
+    def flush(self, training: Training, per_epoch: int, log: RunLog, display: Display) -> None:
+        """Read the losses and log each step."""
+        self.losses = []
+        for step, loss, rate, images, seconds, waited in self.steps:
+            value, per_second = loss.item(), images / seconds
+            training.seconds += seconds
+            training.wait_seconds += waited
+            training.rates.append(per_second)
+            self.losses.append((step, value))
+            log.write(
+                "step",
+                step,
+                epoch=step / per_epoch,
+                loss=value,
+                lr=rate,
+                images_per_second=per_second,
+                wait_share=waited / seconds,
+            )
+        if self.steps:
+            display.show(training.step, _note(training, per_epoch, self.losses[-1][1]))
+        self.steps = []
+
+
+def _note(training: Training, per_epoch: int, loss: float) -> str:
+    recent = statistics.median(training.rates[-20:])
+    share = training.wait_seconds / max(training.seconds, 1e-9)
+    return (
+        f"epoch {training.step / per_epoch:.2f}  loss {loss:.3f}  {recent:,.0f} img/s  "
+        f"waiting {share:.1%}"
+    )
+
+
+def _set_rates(training: Training, per_epoch: int, log: RunLog, display: Display) -> None:
+    epoch = training.step / per_epoch
+    rates = training.schedule.rates(epoch)
+    set_rates(training.optimizer.param_groups, rates, training.noise_generator)
+    training.colour_noise = rates.colour_noise
+    for group in training.optimizer.param_groups:
+        for parameter in group["params"]:
+            parameter.requires_grad_(group["lr"] != 0)
+    if rates.reason != training.reason:
+        training.reason = rates.reason
+        lr = training.recipe.optimizer.lr * rates.weights
+        log.write("rate", training.step, epoch=epoch, lr=lr, reason=rates.reason)
+        if training.step:
+            display.say(f"rate {lr:g}: {rates.reason}")
+
+
+def _watch(
+    training: Training,
+    pending: _Pending,
+    images: Tensor,
+    labels: Tensor,
+    log: RunLog,
+    display: Display,
+) -> None:
+    """Let the stall detector see each loss; a loss that is not finite ends the training."""
+    for step, loss in pending.losses:
+        stall = training.detector.observe(step, loss)
+        if stall is None:
+            continue
+        scales = layer_scales(training.model, images, labels)
+        message = explain(stall, scales)
+        log.write(
+            "stall",
+            step,
+            reason=stall.reason,
+            message=message,
+            layers=[asdict(scale) for scale in scales],
+        )
+        display.say(message)
+        if not math.isfinite(loss):
+            raise Diverged(f"step {step}: the loss is {loss}; the last checkpoint is kept")
+
+
+def _log_scales(training: Training, images: Tensor, labels: Tensor, log: RunLog) -> None:
+    scales = layer_scales(training.model, images, labels)
+    log.write("scales", training.step, layers=[asdict(scale) for scale in scales])
+
+
+def _validate(
+    training: Training, dataset: PackedDataset, per_epoch: int, log: RunLog, display: Display
+) -> None:
+    """Evaluate with one view on the validation split, and tell the schedule the error."""
+    training.model.eval()
+    predictions = predict(
+        _logits_of(training),
+        dataset.splits["val"],
+        training.preprocessing,
+        views=1,
+        batch_size=training.recipe.evaluate.batch_size,
+        device=training.device,
+    )
+    training.model.train()
+    errors = score(predictions)
+    log.write(
+        "evaluation",
+        training.step,
+        epoch=training.step / per_epoch,
+        split="val",
+        views=1,
+        loss=-mean_log_probability(predictions),
+        **errors.as_dict(),
+    )
+    display.say(
+        f"epoch {training.step / per_epoch:.1f}: validation error {errors.top1_error:.2%} top-1, "
+        f"{errors.top5_error:.2%} top-5 of {errors.images:,} pictures, one view"
+    )
+    training.schedule.observe(errors.top1_error)
+
+
+def _logits_of(training: Training) -> Callable[[Tensor], Tensor]:
+    def logits(crops: Tensor) -> Tensor:
+        with _autocast(training):
+            return training.model(crops)  # type: ignore[no-any-return]
+
+    return logits
+
+
+def _save(training: Training, run: Path) -> None:
+    folder, keep = run / "checkpoints", training.recipe.system.keep_checkpoints
+    checkpoint.save(folder, training.step, training.state_dict(), keep=keep)
+
+
+def model_card(training: Training, dataset: PackedDataset) -> ModelCard:
+    recipe, found = training.recipe, dataset.statistics
+    return ModelCard(
+        network=recipe.network.name,
+        dropout=recipe.network.dropout,
+        class_names=dataset.class_names,
+        class_ids=dataset.class_ids,
+        dataset=dataset.name,
+        preprocessing=training.preprocessing,
+        eigenvalues=torch.from_numpy(found.eigenvalues),
+        eigenvectors=torch.from_numpy(found.eigenvectors),
+        views=recipe.views,
+    )
+
+
+def summarise(
+    training: Training, dataset: PackedDataset, run: Path, log: RunLog
+) -> dict[str, Any]:
+    """Evaluate with the recipe's views, save the predictions, and sum up the training."""
+    recipe = training.recipe
+    per_epoch = num_batches(recipe, len(dataset.splits["train"]))
+    evaluations = []
+    for split in [name for name in ("val", "test") if name in dataset.splits]:
+        for views in recipe.views:
+            result = evaluate_runs(
+                [run],
+                split=split,
+                views=views,
+                device=training.device,
+                precision=recipe.system.precision,
+                batch_size=recipe.evaluate.batch_size,
+            )
+            counts = result.runs[0].errors.as_dict()
+            evaluations.append({"split": split, "views": views, **counts})
+            log.write(
+                "evaluation",
+                training.step,
+                epoch=training.step / per_epoch,
+                split=split,
+                views=views,
+                **counts,
+            )
+    measured = training.rates[WARM_UP_STEPS:] or training.rates
+    return {
+        "recipe": recipe.name,
+        "network": recipe.network.name,
+        "dataset": dataset.name,
+        "seed": recipe.system.seed,
+        "precision": recipe.system.precision,
+        "epochs": training.step / per_epoch,
+        "steps": training.step,
+        "seconds": training.seconds,
+        "images_per_second": statistics.median(measured),
+        "wait_share": training.wait_seconds / training.seconds,
+        "evaluations": evaluations,
+    }
+
+
+def _environment(training: Training, dataset: PackedDataset) -> dict[str, Any]:
+    return {
+        **environment(training.device),
+        "data_path": str(dataset.path.resolve()),
+        "dataset": {
+            "name": dataset.name,
+            "classes": len(dataset.class_names),
+            **{f"{name}_images": len(split) for name, split in dataset.splits.items()},
+            "left_out": len(dataset.left_out),
+        },
+    }
+
+
+@contextmanager
+def _stop_signals() -> Iterator[list[int]]:
+    """Collect SIGINT and SIGTERM instead of dying of the first; a second one is not held back."""
+    received: list[int] = []
+    previous = {}
+
+    def note(number: int, frame: FrameType | None) -> None:
+        received.append(number)
+        signal.signal(number, previous[number])
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        previous[number] = signal.signal(number, note)
+    try:
+        yield received
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)

@@ -1,0 +1,141 @@
+"""model.safetensors: weights, and everything that is needed to predict with them.
+
+Beside the weights under their layer names, the file holds the mean image, the colour PCA, the
+class names, the network, the input scale and the evaluation protocol: one file is enough, and
+cannot be fed wrongly preprocessed pictures.
+"""
+
+import json
+import struct
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from alexnet.augment import Preprocessing
+from alexnet.errors import UserError
+from alexnet.files import atomic_file
+from alexnet.model import AlexNet, build
+from alexnet.networks import find_network, with_dropout
+
+FORMAT = "alexnet-model"
+STATISTICS = ("mean_image", "eigenvalues", "eigenvectors")
+
+
+@dataclass(frozen=True)
+class ModelCard:
+    """What a weights file says about itself.
+
+    network: its name; dropout: the convention, where it was not the network's own.
+    eigenvalues (3,) and eigenvectors (3, 3): the colour PCA of the training set, 0..255 units.
+    views: the evaluation protocol of the run, e.g. (1, 10).
+    """
+
+    network: str
+    dropout: str
+    class_names: tuple[str, ...]
+    class_ids: tuple[str, ...]
+    dataset: str
+    preprocessing: Preprocessing
+    eigenvalues: Tensor
+    eigenvectors: Tensor
+    views: tuple[int, ...]
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.class_names)
+
+
+def save_model(path: Path, model: AlexNet, card: ModelCard) -> None:
+    """Write the weights and the card, atomically."""
+    preprocessing = card.preprocessing
+    tensors = {
+        "mean_image": preprocessing.mean_image,
+        "eigenvalues": card.eigenvalues,
+        "eigenvectors": card.eigenvectors,
+        **model.state_dict(),
+    }
+    described = {
+        "network": card.network,
+        "dropout": card.dropout,
+        "class_names": card.class_names,
+        "class_ids": card.class_ids,
+        "dataset": card.dataset,
+        "crop_px": preprocessing.crop_px,
+        "mean_at": preprocessing.mean_at,
+        "input_std": preprocessing.input_std,
+        "input_scale": "0..255, less the mean image",
+        "views": card.views,
+    }
+    with atomic_file(path) as temporary:
+        save_file(
+            {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()},
+            temporary,
+            metadata={"format": FORMAT, "card": json.dumps(described)},
+        )
+
+
+def load(path: str | Path, device: torch.device | str = "cpu") -> AlexNet:
+    """Make the network of a weights file, in evaluation mode, with its card as `model.card`.
+
+    `path` is model.safetensors or the run folder that holds it. Raises UserError when it is not
+    there, damaged, or not ours.
+    """
+    path = Path(path)
+    if path.is_dir():
+        path = path / "model.safetensors"
+    if not path.is_file():
+        raise UserError(f"{path} is not there; train a network first, or name its weights file")
+    described = _read_card(path)
+    try:
+        tensors = load_file(path)
+        statistics = {name: tensors.pop(name) for name in STATISTICS}
+        card = _card(described, statistics)
+        network = with_dropout(find_network(card.network), card.dropout)
+        model = build(network, card.num_classes)
+        model.load_state_dict(tensors)
+    except (SafetensorError, KeyError, RuntimeError, TypeError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"{path} is damaged or of another version: {reason}") from None
+    model.card = card
+    return model.eval().to(device)
+
+
+def _card(described: dict[str, Any], statistics: dict[str, Tensor]) -> ModelCard:
+    return ModelCard(
+        network=described["network"],
+        dropout=described["dropout"],
+        class_names=tuple(described["class_names"]),
+        class_ids=tuple(described["class_ids"]),
+        dataset=described["dataset"],
+        preprocessing=Preprocessing(
+            statistics["mean_image"],
+            described["crop_px"],
+            described["mean_at"],
+            tuple(described["input_std"]),
+        ),
+        eigenvalues=statistics["eigenvalues"],
+        eigenvectors=statistics["eigenvectors"],
+        views=tuple(described["views"]),
+    )
+
+
+def _read_card(path: Path) -> dict[str, Any]:
+    """The card of a weights file, from its header alone (safetensors: 8 bytes of size, JSON)."""
+    try:
+        with open(path, "rb") as file:
+            (size,) = struct.unpack("<Q", file.read(8))
+            header = json.loads(file.read(size))
+        metadata = header["__metadata__"]
+        if metadata["format"] != FORMAT:
+            raise KeyError("format")
+        card: dict[str, Any] = json.loads(metadata["card"])
+        return card
+    except KeyError:
+        raise UserError(f"{path} was not written by alexnet: it holds no network card") from None
+    except (OSError, ValueError, struct.error, MemoryError, OverflowError) as error:
+        raise UserError(f"{path} is damaged: {error}") from None
