@@ -229,7 +229,7 @@ def make_block(
 
 def packed_bytes(num_images: int, image_px: int) -> int:
     """What a packed data set takes on the disk, a little rounded up for names and statistics."""
-    return num_images * (3 * image_px**2 + 8 + 512) + 64 * image_px**2 + 2**16
+    return num_images * (3 * image_px**2 + 8 + 512) + 12 * image_px**2 + 2**16
 
 
 def write_packed(
@@ -296,6 +296,7 @@ def new_folder(target: Path, bytes_needed: int) -> Iterator[Path]:
     Whatever happens, nothing half-written stays behind. Raises UserError when the target has
     something in it, when fewer than `bytes_needed` are free, and for a write that fails.
     """
+    target = target.resolve()  # "." has no name of its own
     temporary = target.with_name(f".{target.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
     try:
         if target.exists() and (not target.is_dir() or any(target.iterdir())):
@@ -342,7 +343,8 @@ def _row_file(path: Path, row_shape: tuple[int, ...]) -> Iterator[Callable[[Pixe
 
         def append(rows: Pixels) -> None:
             nonlocal num_rows
-            assert rows.dtype == np.uint8 and rows.shape[1:] == row_shape
+            assert rows.dtype == np.uint8
+            assert rows.shape[1:] == row_shape
             file.write(np.ascontiguousarray(rows).data)
             num_rows += len(rows)
 

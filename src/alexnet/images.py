@@ -103,7 +103,8 @@ def resize_and_crop(image: Image.Image, size_px: int) -> npt.NDArray[np.uint8]:
     Resampling starts from the square, yet sees the pixels around it: the same as resizing the
     whole and cutting then, but a 1 x 20,000 picture needs no 256 x 5,120,000 one on the way.
     """
-    assert image.mode == "RGB" and size_px > 0
+    assert image.mode == "RGB"
+    assert size_px > 0
     width, height = image.size
     side = min(width, height)
     left, top = (width - side) // 2, (height - side) // 2
