@@ -20,24 +20,20 @@ from alexnet import evaluate
 from alexnet.augment import Preprocessing
 from alexnet.dataset import Split, make_block, open_packed, write_packed
 from alexnet.errors import UserError
-from alexnet.evaluate import (
-    PAPER_TABLES,
+from alexnet.evaluate import evaluate_runs, predictions_path
+from alexnet.files import write_json
+from alexnet.metrics import ErrorCount, count_errors
+from alexnet.model import AlexNet, build
+from alexnet.predictions import (
     Predictions,
-    Score,
     ensemble,
-    evaluate_runs,
     mean_log_probability,
     most_confused,
     per_class_errors,
     predict,
-    predictions_path,
-    print_results,
-    results_table,
     score,
 )
-from alexnet.files import write_json
-from alexnet.metrics import ErrorCount, count_errors
-from alexnet.model import AlexNet, build
+from alexnet.results import PAPER_TABLES, Score, TableRow, print_results, results_table
 from alexnet.weights import ModelCard, save_model
 
 IMAGE_PX, CROP_PX, CLASSES = 12, 8, 7
@@ -455,7 +451,7 @@ def test_top5_errors_of_the_paper_are_below_its_top1_errors():
             assert result.top5_error is None or 0 < result.top5_error < result.top1_error < 1
 
 
-def printed(rows: list[evaluate.TableRow]) -> str:
+def printed(rows: list[TableRow]) -> str:
     console = Console(file=io.StringIO(), width=120)
     print_results(rows, "errors", console)
     return console.file.getvalue()

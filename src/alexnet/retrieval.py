@@ -14,8 +14,8 @@ from torch import Tensor
 from alexnet.augment import Preprocessing
 from alexnet.dataset import Split
 from alexnet.errors import UserError, suggest
-from alexnet.evaluate import mean_over_views
 from alexnet.model import AlexNet
+from alexnet.predictions import mean_over_views
 
 BLOCK_BYTES = 1 << 26
 QUERY_BLOCK = 256
