@@ -47,9 +47,7 @@ class Preprocessing:
         return (self.image_px - self.crop_px) // 2
 
     def to(self, device: torch.device) -> "Preprocessing":
-        return Preprocessing(
-            self.mean_image.to(device), self.crop_px, self.mean_at, self.input_std
-        )
+        return Preprocessing(self.mean_image.to(device), self.crop_px, self.mean_at, self.input_std)
 
 
 @dataclass(frozen=True)
@@ -117,10 +115,8 @@ def subtract_mean(
 
 def centre_view(images: Tensor, preprocessing: Preprocessing) -> Tensor:
     """The view of one-view evaluation: (B, S, S, 3) uint8 -> (B, 3, crop, crop) float32."""
-    return _scaled(
-        _centre(images, preprocessing).float() - _centre(preprocessing.mean_image[None], preprocessing),
-        preprocessing,
-    )
+    mean = _centre(preprocessing.mean_image[None], preprocessing)
+    return _scaled(_centre(images, preprocessing).float() - mean, preprocessing)
 
 
 def ten_views(images: Tensor, preprocessing: Preprocessing) -> Tensor:
@@ -132,15 +128,18 @@ def ten_views(images: Tensor, preprocessing: Preprocessing) -> Tensor:
     size_px, far = preprocessing.crop_px, preprocessing.image_px - preprocessing.crop_px
     border = preprocessing.border_px
     mean = preprocessing.mean_image
-    views = []
+    plain, mirrored = [], []
     for top, left in ((0, 0), (0, far), (border, border), (far, 0), (far, far)):
         window = images[:, top : top + size_px, left : left + size_px].float()
-        at = (top, left) if preprocessing.mean_at == "crop" else (border, border)
-        taken = mean[at[0] : at[0] + size_px, at[1] : at[1] + size_px]
-        mirrored_mean = taken.flip(1) if preprocessing.mean_at == "crop" else taken
-        views.append((window - taken, window.flip(2) - mirrored_mean))
-    ordered = [plain for plain, _ in views] + [mirrored for _, mirrored in views]
-    return torch.stack([_scaled(view, preprocessing) for view in ordered], dim=1)
+        if preprocessing.mean_at == "crop":
+            taken = mean[top : top + size_px, left : left + size_px]
+            plain.append(window - taken)
+            mirrored.append(plain[-1].flip(2))
+        else:
+            taken = _centre(mean[None], preprocessing)
+            plain.append(window - taken)
+            mirrored.append(window.flip(2) - taken)
+    return _scaled(torch.stack(plain + mirrored, dim=1), preprocessing)
 
 
 def _centre(images: Tensor, preprocessing: Preprocessing) -> Tensor:
@@ -149,15 +148,13 @@ def _centre(images: Tensor, preprocessing: Preprocessing) -> Tensor:
 
 
 def _scaled(images: Tensor, preprocessing: Preprocessing) -> Tensor:
-    """(B, s, s, 3) -> (B, 3, s, s), divided by the network's input_std."""
+    """(..., s, s, 3) -> (..., 3, s, s), divided by the network's input_std; no copy else."""
     if preprocessing.input_std != (1.0, 1.0, 1.0):
         images = images / images.new_tensor(preprocessing.input_std)
-    return images.permute(0, 3, 1, 2)
+    return images.movedim(-1, -3)
 
 
-def colour_basis(
-    eigenvalues: Tensor, eigenvectors: Tensor, convention: ColourConvention
-) -> Tensor:
+def colour_basis(eigenvalues: Tensor, eigenvectors: Tensor, convention: ColourConvention) -> Tensor:
     """The (3, 3) matrix that turns standard normal draws into a shift of R, G and B.
 
     eigenvalues (3,) and eigenvectors (3, 3), in columns, of the covariance of the training

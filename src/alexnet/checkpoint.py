@@ -8,6 +8,7 @@ A damaged newest checkpoint is passed over for the one before, and said so.
 
 import hashlib
 import io
+import pickle
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -22,22 +23,34 @@ NAME = re.compile(r"step-(\d{8})\.pt")
 
 
 def save(folder: Path, step: int, state: dict[str, Any], *, keep: int) -> Path:
-    """Write the state of `step`, then remove all but the newest `keep` checkpoints."""
+    """Write the state of `step`, then remove all but it and the newest `keep` - 1 before it."""
     buffer = io.BytesIO()
     torch.save(state, buffer)
     data = buffer.getvalue()
     path = folder / f"step-{step:08d}.pt"
     write_text(_checksum_path(path), hashlib.sha256(data).hexdigest() + "\n")
     write_bytes(path, data)
-    for old in available(folder)[keep:]:
+    for old in _superfluous(folder, step, keep):
         old.unlink(missing_ok=True)
         _checksum_path(old).unlink(missing_ok=True)
     return path
 
 
+def _superfluous(folder: Path, step: int, keep: int) -> list[Path]:
+    """All but the newest `keep` up to `step`. Later ones were passed over: that work is redone."""
+    later = [path for path in available(folder) if _step_of(path) > step]
+    return later + available(folder)[len(later) + keep :]
+
+
+def _step_of(path: Path) -> int:
+    match = NAME.fullmatch(path.name)
+    assert match is not None
+    return int(match[1])
+
+
 def available(folder: Path) -> list[Path]:
     """Checkpoints of a folder, newest first."""
-    return sorted((path for path in folder.glob("step-*.pt") if NAME.fullmatch(path.name)))[::-1]
+    return sorted(path for path in folder.glob("step-*.pt") if NAME.fullmatch(path.name))[::-1]
 
 
 def load_newest(folder: Path, warn: Callable[[str], None]) -> dict[str, Any]:
@@ -57,11 +70,18 @@ def load_newest(folder: Path, warn: Callable[[str], None]) -> dict[str, Any]:
 
 
 def load(path: Path) -> dict[str, Any]:
-    """Read one checkpoint. Raises UserError when it does not match its checksum."""
+    """Read one checkpoint. Raises UserError when it is damaged, or holds more than plain values."""
     checksum = _checksum_path(path)
-    if not checksum.is_file() or checksum.read_text().strip() != sha256_of(path):
+    try:
+        whole = checksum.read_bytes().strip() == sha256_of(path).encode()
+    except OSError as error:
+        raise UserError(f"cannot read {error.filename}: {error.strerror}") from None
+    if not whole:
         raise UserError(f"{path} is damaged: it does not match its checksum")
-    state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    try:
+        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
+        raise UserError(f"{path} is no checkpoint: {str(error).splitlines()[0]}") from None
     return state
 
 

@@ -5,9 +5,12 @@ and exit code 2; a training that was asked to stop exits with 128 + the signal's
 diverged with 1. Imports of torch happen inside the commands, so that `--help` is instant.
 """
 
+import contextlib
+import functools
+import io
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -21,7 +24,9 @@ if TYPE_CHECKING:
     from alexnet.config import Recipe
     from alexnet.dataset import PackedDataset
 
-Settings = Annotated[UseAppendAction[tuple[str, ...]], arg(name="set", metavar="SECTION.FIELD=VALUE")]
+Settings = Annotated[
+    UseAppendAction[tuple[str, ...]], arg(name="set", metavar="SECTION.FIELD=VALUE")
+]
 Precision = Literal["fp32", "bf16"]
 
 
@@ -35,18 +40,47 @@ def main() -> None:
         "prepare": prepare,
     }
     try:
-        tyro.extras.subcommand_cli_from_dict(
-            commands,
-            prog="alexnet",
-            description="AlexNet, whole: the network, the recipe and the experiments of 2012.",
-            config=(tyro.conf.FlagCreatePairsOff, tyro.conf.DisallowNone),
-        )
+        with _one_line_mistakes():
+            command = tyro.extras.subcommand_cli_from_dict(
+                {name: _later(function) for name, function in commands.items()},
+                prog="alexnet",
+                description="AlexNet, whole: the network, the recipe and the experiments of 2012.",
+                config=(tyro.conf.FlagCreatePairsOff, tyro.conf.DisallowNone),
+            )
+        command()
     except UserError as error:
         _leave(str(error), 2)
     except KeyboardInterrupt:
         _leave("interrupted", 130)
     except BrokenPipeError:
         sys.exit(141)
+    except OSError as error:
+        _leave(str(error), 2)
+
+
+def _later(function: Callable[..., None]) -> Callable[..., Callable[[], None]]:
+    """The function with the same arguments, to be called once they are known to be right."""
+
+    @functools.wraps(function)
+    def bind(*args: Any, **kwargs: Any) -> Callable[[], None]:
+        return functools.partial(function, *args, **kwargs)
+
+    return bind
+
+
+@contextlib.contextmanager
+def _one_line_mistakes() -> Iterator[None]:
+    """Turn what the parser draws about a wrong command line into one line."""
+    drawn = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(drawn):
+            yield
+    except SystemExit as stop:
+        if not stop.code:
+            raise
+        lines = [line.strip(" │") for line in drawn.getvalue().splitlines() if "│" in line]
+        said = [line if line.strip("─") else ";" for line in lines]
+        raise UserError(" ".join(said).replace(" ;", ";") or drawn.getvalue()) from None
 
 
 def _leave(message: str, code: int) -> None:
@@ -95,7 +129,7 @@ def train(
 
     if resume and run is None:
         raise UserError("--resume needs the run to go on with: --resume --run DIR")
-    begun = _resumed_recipe(run) if resume and run else _chosen_recipe(data, recipe)
+    begun = _begun_recipe(run, data) if resume and run else _chosen_recipe(data, recipe)
     flags = {
         "schedule.epochs": epochs,
         "system.max_steps": max_steps,
@@ -107,10 +141,11 @@ def train(
     chosen = check(_with_flags(begun, flags, lr, set_))
     if resume:
         _check_resumable(begun, chosen, recipe)
+    _check_before_data(chosen)
     folder = run if resume and run else _new_run_folder(run, chosen.name)
     console = Console(stderr=json_)
-    dataset = _open_data(chosen, console)
-    _check_network(chosen, dataset)
+    dataset = _begun_data(run, chosen, console) if resume and run else _open_data(chosen, console)
+    _check_data(dataset, console)
     summary = _train(chosen, dataset, folder, resume=resume, console=console)
     if not no_report:
         from alexnet.report import write_report
@@ -159,17 +194,36 @@ def _chosen_recipe(data: str | None, name: str | None) -> "Recipe":
     return recipe
 
 
-def _resumed_recipe(run: Path) -> "Recipe":
-    from alexnet.config import diff, from_dict
+def _begun_recipe(run: Path, data: str | None) -> "Recipe":
+    from alexnet.config import from_dict
     from alexnet.files import read_json
 
     if not (run / "recipe.json").is_file():
         raise UserError(f"{run} is no run to resume: recipe.json is not there")
     recipe = from_dict(read_json(run / "recipe.json"))
+    if data is not None and Path(data) != Path(recipe.data.dataset):
+        raise UserError(f"the run was begun with the pictures {recipe.data.dataset}, not {data}")
+    return recipe
+
+
+def _begun_data(run: Path, recipe: "Recipe", console: Console) -> "PackedDataset":
+    """The very pictures that the run was begun with, packed again where the cache was emptied."""
+    from alexnet.dataset import is_packed, open_packed
+    from alexnet.files import read_json
+
     environment = read_json(run / "environment.json")
-    if not isinstance(environment, dict) or "data_path" not in environment:
+    if not isinstance(environment, dict) or not isinstance(environment.get("data_path"), str):
         raise UserError(f"{run / 'environment.json'} is damaged: it names no data set")
-    return diff(recipe, data={"dataset": str(environment["data_path"])})
+    begun_with = Path(environment["data_path"])
+    if is_packed(begun_with):
+        return open_packed(begun_with)
+    dataset = _open_data(recipe, console)
+    if dataset.path.resolve() != begun_with:
+        raise UserError(
+            f"the pictures that {run} was begun with are gone from {begun_with}, and "
+            f"{recipe.data.dataset} has others now; start a new run"
+        )
+    return dataset
 
 
 def _check_resumable(begun: "Recipe", chosen: "Recipe", name: str | None) -> None:
@@ -221,11 +275,10 @@ def _open_data(recipe: "Recipe", console: Console) -> "PackedDataset":
     from alexnet.prepare import open_dataset
 
     data = recipe.data
-    with _progress(console, "preparing pictures") as advance:
+    with _Progress(console, "preparing pictures") as advance:
         return open_dataset(
             data.dataset,
             image_px=data.image_px,
-            seed=recipe.system.seed if data.dataset != "shapes" else 0,
             num_train=data.num_train or None,
             num_val=data.num_val or None,
             num_classes=data.num_classes or None,
@@ -234,8 +287,11 @@ def _open_data(recipe: "Recipe", console: Console) -> "PackedDataset":
         )
 
 
-def _check_network(recipe: "Recipe", dataset: "PackedDataset") -> None:
+def _check_before_data(recipe: "Recipe") -> None:
+    """Find what cannot be before pictures are prepared, which may take long."""
     from alexnet.networks import find_network
+    from alexnet.schedule import make_schedule
+    from alexnet.train import find_device
 
     network = find_network(recipe.network.name)
     if network.input_px != recipe.augment.crop_px:
@@ -243,13 +299,28 @@ def _check_network(recipe: "Recipe", dataset: "PackedDataset") -> None:
             f"network {network.name} takes crops of {network.input_px} pixels: "
             f"--set augment.crop_px={network.input_px}"
         )
+    make_schedule(recipe.schedule)
+    find_device(recipe.system.device)
+
+
+def _check_data(dataset: "PackedDataset", console: Console) -> None:
+    """Name what was left out. Raises UserError without pictures to train on or to validate with."""
     for split in ("train", "val"):
         if split not in dataset.splits:
             raise UserError(f"data set {dataset.path} has no {split} split to train with")
+    _print_left_out(dataset, console, at_most=10)
 
 
-class _progress:
-    """A bar for long work: `with _progress(console, title) as advance: advance(done, total)`."""
+def _print_left_out(dataset: "PackedDataset", console: Console, *, at_most: int) -> None:
+    say = functools.partial(console.print, highlight=False, markup=False, soft_wrap=True)
+    for picture in dataset.left_out[:at_most]:
+        say(f"left out: {picture['path']}: {picture['reason']}")
+    if len(dataset.left_out) > at_most:
+        say(f"left out: {len(dataset.left_out):,} in all; see {dataset.path / 'dataset.json'}")
+
+
+class _Progress:
+    """A bar for long work: `with _Progress(console, title) as advance: advance(done, total)`."""
 
     def __init__(self, console: Console, title: str) -> None:
         from rich.progress import Progress
@@ -299,11 +370,12 @@ def evaluate(
         batch_size: crops that are evaluated at a time.
         json_: print one JSON object instead of the table.
     """
-    from alexnet.evaluate import evaluate_runs, print_results
+    from alexnet.evaluate import evaluate_runs
+    from alexnet.results import print_results
     from alexnet.train import find_device
 
     console = Console(stderr=json_)
-    with _progress(console, "evaluating") as advance:
+    with _Progress(console, "evaluating") as advance:
         result = evaluate_runs(
             runs,
             data=data,
@@ -355,7 +427,7 @@ def prepare(
     from alexnet.prepare import prepare as pack
 
     console = Console()
-    with _progress(console, "preparing pictures") as advance:
+    with _Progress(console, "preparing pictures") as advance:
         packed = pack(
             source,
             target,
@@ -366,8 +438,7 @@ def prepare(
         )
     counts = ", ".join(f"{len(split):,} {name}" for name, split in packed.splits.items())
     console.print(f"{target}: {counts}, {len(packed.class_names)} classes", highlight=False)
-    for left in packed.left_out:
-        console.print(f"left out: {left['path']}: {left['reason']}", highlight=False, markup=False)
+    _print_left_out(packed, console, at_most=len(packed.left_out))
 
 
 def describe(

@@ -5,6 +5,7 @@ The defaults are the paper's (Sections 2, 4 and 5); every other recipe is a diff
 """
 
 import json
+import math
 import typing
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, fields, replace
@@ -181,24 +182,26 @@ def check(recipe: Recipe) -> Recipe:
         "evaluate.batch_size": 1,
         "system.log_steps": 1,
         "system.keep_checkpoints": 1,
+        "system.stall_steps": 1,
     }
-    positive = ("evaluate.every_epochs", "system.checkpoint_minutes")
+    positive = ("optimizer.lr", "evaluate.every_epochs", "system.checkpoint_minutes")
     not_negative = (
-        "optimizer.lr",
         "optimizer.bias_lr",
         "optimizer.weight_decay",
         "optimizer.bias_weight_decay",
         "augment.colour_strength",
         "system.max_steps",
         "system.threads",
-        "system.seed",
         "system.scales_steps",
-        "system.stall_steps",
+        "system.stall_margin",
     )
     for path, low in at_least.items():
         _require(recipe, path, lambda value, low=low: value >= low, f"at least {low}")
     for path in positive:
         _require(recipe, path, lambda value: value > 0, "more than 0")
+    _require(recipe, "optimizer.lr", math.isfinite, "a finite number")
+    _require(recipe, "schedule.epochs", lambda value: 0 < value < 1e9, "more than 0, below 1e9")
+    _require(recipe, "system.seed", lambda value: 0 <= value < 2**62, "0 or more, below 2**62")
     for path in not_negative:
         _require(recipe, path, lambda value: 0 <= value < float("inf"), "0 or more")
     _require(recipe, "optimizer.momentum", lambda value: 0 <= value < 1, "in 0..1, 1 excluded")
@@ -215,12 +218,14 @@ def check(recipe: Recipe) -> Recipe:
     if bad:
         raise UserError(f'evaluate.views is "1", "10" or "1,10"; not {recipe.evaluate.views!r}')
     try:
-        recipe.layer_weight_decay
+        decays = list(recipe.layer_weight_decay.values())
     except ValueError:
+        decays = [-1.0]
+    if any(not 0 <= decay < float("inf") for decay in decays):
         raise UserError(
             "optimizer.layer_weight_decay is a list like conv:0.004,fc:0.03; "
             f"not {recipe.optimizer.layer_weight_decay!r}"
-        ) from None
+        )
     return recipe
 
 
@@ -234,14 +239,25 @@ def _require(recipe: Recipe, path: str, holds: Any, what: str) -> None:
 def from_dict(values: dict[str, Any]) -> Recipe:
     """The recipe that `as_dict` wrote. Raises UserError if it is of another version."""
     try:
-        parts = {
-            name: type(getattr(Recipe(), name))(**values[name]) for name in SECTIONS
-        }
+        parts = {name: type(getattr(Recipe(), name))(**values[name]) for name in SECTIONS}
+        for part in parts.values():
+            _check_types(part)
         return Recipe(name=values["name"], base=values["base"], **parts)
     except (TypeError, KeyError) as error:
         raise UserError(
             f"recipe.json was written by another version of alexnet ({error}); start a new run"
         ) from None
+
+
+def _check_types(part: Any) -> None:
+    for name, kind in typing.get_type_hints(type(part)).items():
+        value = getattr(part, name)
+        if typing.get_origin(kind) is Literal:
+            fits = value in typing.get_args(kind)
+        else:
+            fits = type(value) is kind or (kind is float and type(value) is int)
+        if not fits:
+            raise TypeError(f"{name} is {value!r}")
 
 
 def differences(recipe: Recipe, other: Recipe) -> dict[str, tuple[Any, Any]]:

@@ -57,7 +57,9 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    write_text(path, json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+    # Paths that are not UTF-8 come as lone surrogates; `json.loads` takes them back from bytes.
+    text = json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+    write_bytes(path, text.encode(errors="surrogatepass"))
 
 
 def read_json(path: Path) -> Any:

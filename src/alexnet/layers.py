@@ -105,9 +105,7 @@ def spatial_norm_reference(
     below, (height, width) = size // 2, x.shape[2:]
     above = size - 1 - below
     padded = F.pad(x.square(), (below, above, below, above))
-    shifts = [
-        padded[:, :, i : i + height, j : j + width] for i in range(size) for j in range(size)
-    ]
+    shifts = [padded[:, :, i : i + height, j : j + width] for i in range(size) for j in range(size)]
     return x / (k + alpha * torch.stack(shifts).sum(0)) ** beta
 
 
@@ -135,7 +133,7 @@ class _PowerNorm(torch.autograd.Function):
         y, s, offset = torch.empty_like(x), torch.empty_like(x), x.new_tensor(k)
         with torch.autocast(x.device.type, enabled=False):
             for block in _blocks(x):
-                torch.add(offset, window(x[block].square()), alpha=alpha, out=s[block])
+                torch.add(offset, window(x[block] * x[block]), alpha=alpha, out=s[block])
                 torch.mul(_power(s[block], beta), x[block], out=y[block])
         ctx.save_for_backward(x, s)
         ctx.transposed, ctx.alpha, ctx.beta = transposed, alpha, beta
@@ -179,7 +177,7 @@ def max_pool(x: Tensor, size: int, stride: int) -> Tensor:
 
 
 def avg_pool(x: Tensor, size: int, stride: int) -> Tensor:
-    """Mean of each window, with sizes as in `max_pool`; a clipped window divides by its own area."""
+    """Mean of each window, sized as in `max_pool`; a clipped window divides by its own area."""
     return F.avg_pool2d(x, size, stride, ceil_mode=True)
 
 
@@ -241,4 +239,4 @@ class LocallyConnected2d(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         patches = F.unfold(x, self.kernel_size, padding=self.padding)  # (B, fan_in, places)
         y = torch.einsum("bfp,pof->bop", patches, self.weight) + self.bias.T
-        return y.unflatten(2, (self.out_px, self.out_px))
+        return y.view(len(x), -1, self.out_px, self.out_px)

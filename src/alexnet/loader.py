@@ -29,7 +29,7 @@ PREFETCHED_BATCHES = 2
 
 @dataclass(frozen=True)
 class Batch:
-    """One minibatch: uint8 crops (B, s, s, 3), not yet mirrored, and the draws that belong to it."""
+    """A minibatch: uint8 crops (B, s, s, 3), not yet mirrored, and the draws that belong to it."""
 
     crops: Tensor
     labels: Tensor  # (B,) int64
@@ -68,9 +68,7 @@ def crop_draws(
         centre = np.full(len(indices), spare_px // 2)
         return CropDraws(centre, centre, np.zeros(len(indices), dtype=bool))
     units = indices if augment.crop_chunk == 1 else positions // augment.crop_chunk
-    return draw_crops(
-        recipe.system.seed, epoch, units, num_offsets=spare_px + 1, flip=augment.flip
-    )
+    return draw_crops(recipe.system.seed, epoch, units, num_offsets=spare_px + 1, flip=augment.flip)
 
 
 def read_batch(split: Split, recipe: Recipe, epoch: int, batch_index: int) -> Batch:

@@ -21,6 +21,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 import alexnet
+from alexnet.files import explain_os_error, write_text
 
 PLAIN_LINE_SECONDS = 10.0
 
@@ -34,14 +35,15 @@ class RunLog:
 
         self.path = run / "log.jsonl"
         kept = [event for event in read_log(self.path) if event.get("step", 0) <= step]
-        temporary = self.path.with_suffix(".tmp")
-        temporary.write_text("".join(_line(event) for event in kept))
-        temporary.replace(self.path)
+        write_text(self.path, "".join(_line(event) for event in kept))
         self.file = open(self.path, "a", buffering=1)
         self.board = SummaryWriter(str(run / "tensorboard"), purge_step=step + 1)
 
     def write(self, event: str, step: int, **values: Any) -> None:
-        self.file.write(_line({"event": event, "step": step, **values}))
+        try:
+            self.file.write(_line({"event": event, "step": step, **values}))
+        except OSError as error:
+            raise explain_os_error(error, self.path) from error
         for name, value in values.items():
             if isinstance(value, int | float) and event in ("step", "evaluation"):
                 views = f"_{values['views']}" if event == "evaluation" else ""
@@ -57,7 +59,7 @@ def read_log(path: Path) -> list[dict[str, Any]]:
     if not path.exists():
         return []
     events = []
-    for line in path.read_text(errors="replace").splitlines():
+    for line in path.read_bytes().splitlines():
         try:
             event = json.loads(line)
         except ValueError:
@@ -68,11 +70,16 @@ def read_log(path: Path) -> list[dict[str, Any]]:
 
 
 def _line(event: dict[str, Any]) -> str:
-    finite = {
-        name: None if isinstance(value, float) and not math.isfinite(value) else value
-        for name, value in event.items()
-    }
-    return json.dumps(finite, ensure_ascii=False, allow_nan=False) + "\n"
+    return json.dumps(_finite(event), allow_nan=False) + "\n"
+
+
+def _finite(value: Any) -> Any:
+    """The value with null for each number that JSON does not have, however deep."""
+    if isinstance(value, dict):
+        return {name: _finite(item) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 class Display:

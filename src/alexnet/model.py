@@ -9,7 +9,7 @@ Not here: the description itself, and the cut into one column per device.
 
 import re
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -18,7 +18,6 @@ from torch import Tensor, nn
 from alexnet import layers
 from alexnet.errors import UserError
 from alexnet.networks import (
-    Conv,
     Dropout,
     Full,
     Layer,
@@ -32,6 +31,9 @@ from alexnet.networks import (
     groups,
     trace,
 )
+
+if TYPE_CHECKING:
+    from alexnet.weights import ModelCard
 
 
 def build(
@@ -53,8 +55,11 @@ class AlexNet(nn.Module):
     """A network of `networks.py`: float images (B, 3, H, W) -> logits (B, num_classes).
 
     Images are on the 0..255 scale less the mean, and divided by `network.input_std`. In training
-    mode the dropout masks come from `dropout_generator` (None: PyTorch's own).
+    mode the dropout masks come from `dropout_generator` (None: PyTorch's own). `card` says what
+    a weights file says of itself; only `alexnet.load` sets it.
     """
+
+    card: "ModelCard"
 
     def __init__(self, network: Network, num_classes: int) -> None:
         super().__init__()
@@ -65,7 +70,7 @@ class AlexNet(nn.Module):
         for layer in network.layers:
             self.add_module(layer.name, _linear_part(network, layer, self.shapes[layer.name]))
         if network.name == "torchvision":
-            self.register_load_state_dict_pre_hook(_rename_torchvision_keys)
+            self.register_load_state_dict_pre_hook(_rename_torchvision_keys)  # type: ignore[no-untyped-call]
 
     @property
     def layer_names(self) -> tuple[str, ...]:
@@ -74,18 +79,16 @@ class AlexNet(nn.Module):
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:
         """Draw weights from N(0, std) and set the biases, layer by layer in order (Section 5)."""
         for layer in self.network.layers:
-            module = self.get_submodule(layer.name)
+            weight = self.get_parameter(f"{layer.name}.weight")
+            bias = self.get_parameter(f"{layer.name}.bias")
             if layer.std is None:
-                bound = self._fan_in(layer) ** -0.5  # PyTorch's default for both
-                nn.init.uniform_(module.weight, -bound, bound, generator=generator)
-                nn.init.uniform_(module.bias, -bound, bound, generator=generator)
+                shape = self.shapes[layer.name]
+                bound = (shape.macs // shape.neurons) ** -0.5  # PyTorch's default, by the fan-in
+                nn.init.uniform_(weight, -bound, bound, generator=generator)
+                nn.init.uniform_(bias, -bound, bound, generator=generator)
             else:
-                nn.init.normal_(module.weight, 0.0, layer.std, generator=generator)
-                nn.init.constant_(module.bias, layer.bias)
-
-    def _fan_in(self, layer: Layer) -> int:
-        shape = self.shapes[layer.name]
-        return shape.macs // shape.neurons
+                nn.init.normal_(weight, 0.0, layer.std, generator=generator)
+                nn.init.constant_(bias, layer.bias)
 
     def forward(self, images: Tensor) -> Tensor:
         x = images
@@ -139,10 +142,10 @@ class AlexNet(nn.Module):
             self._check_width(layer, x)
         elif layer.rounded_up:
             x = layers.pad_overhang(x, layer.kernel, layer.stride, layer.padding)
-        return self.get_submodule(layer.name)(x)  # type: ignore[no-any-return]
+        return cast(Tensor, self.get_submodule(layer.name)(x))
 
     def _check_width(self, layer: Layer, x: Tensor) -> None:
-        expected = self.get_submodule(layer.name).in_features
+        expected = self.get_parameter(f"{layer.name}.weight").shape[1]
         if x.shape[1] != expected:
             raise UserError(
                 f"network {self.name} takes pictures of {self.network.input_px} pixels: "

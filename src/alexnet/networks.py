@@ -335,7 +335,9 @@ def _drop_norms(step: Step) -> Step | None:
 
 def _no_overlap() -> Network:
     """Section 3.4: z = 2 in place of z = 3, with run 147's padding: 55-28-26-13-13-13-11-6."""
-    network = map_steps(PAPER, lambda step: replace(step, size=2) if isinstance(step, Pool) else step)
+    network = map_steps(
+        PAPER, lambda step: replace(step, size=2) if isinstance(step, Pool) else step
+    )
     network = change(network, "conv2", padding=1)
     network = change(network, "conv5", padding=0)
     return _ablation("no-overlap", "Section 3.4; sizes from layers-147.cfg", network)
@@ -387,7 +389,7 @@ def _caffenet() -> Network:
 
 
 def _torchvision() -> Network:
-    """torchvision.models.alexnet: the one-column net of "One weird trick" (2014), not the paper's."""
+    """torchvision.models.alexnet: the one-column net of "One weird trick", 2014."""
     drop = Dropout(inverted=True)
     conv_relu: tuple[Step, ...] = ("relu",)
     conv_pool: tuple[Step, ...] = ("relu", Pool())
@@ -508,14 +510,14 @@ def _small() -> Network:
         source="this project",
         input_px=56,
         layers=(
-            Conv("conv1", 32, 5, _RELU_NORM_POOL, stride=2, padding=2, joined=True, std=0.004),
-            Conv("conv2", 64, 5, _RELU_NORM_POOL, padding=2, std=0.07),
+            Conv("conv1", 32, 5, _RELU_NORM_POOL, stride=2, padding=2, joined=True, std=0.02),
+            Conv("conv2", 64, 5, _RELU_NORM_POOL, padding=2, std=0.016),
             Conv("conv3", 96, 3, ("relu",), padding=1, joined=True, std=0.06),
             Conv("conv4", 96, 3, ("relu",), padding=1, std=0.07),
             Conv("conv5", 64, 3, ("relu", Pool()), padding=1, std=0.07),
             Full("fc6", 256, _HIDDEN, std=0.06),
-            Full("fc7", 256, _HIDDEN, std=0.09),
-            Full("fc8", 0, (), std=0.05),
+            Full("fc7", 256, _HIDDEN, std=0.12),
+            Full("fc8", 0, (), std=0.06),
         ),
     )
 

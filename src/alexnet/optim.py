@@ -19,7 +19,6 @@ from torch.optim.optimizer import ParamsT
 
 from alexnet.errors import UserError, suggest
 
-
 # lr, momentum, weight decay, and the tensors' dtype and device
 Bucket = tuple[float, float, float, torch.dtype, torch.device]
 
@@ -147,12 +146,12 @@ def _update(
 
 
 def _is_fusable(weight: Tensor, grad: Tensor, velocity: Tensor) -> bool:
-    # The kernel walks over memory and does not look at strides: they must agree and leave no gaps.
+    # The kernel walks over memory and does not look at strides, so they must agree. The velocity's
+    # are those of `zeros_like`, which leaves no gaps.
     return (
         weight.dtype == grad.dtype == velocity.dtype == torch.float32
         and weight.device.type in ("cpu", "cuda")
         and weight.stride() == grad.stride() == velocity.stride()
-        and (weight.is_contiguous() or weight.is_contiguous(memory_format=torch.channels_last))
     )
 
 

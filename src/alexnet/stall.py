@@ -71,6 +71,7 @@ def layer_scales(model: nn.Module, images: Tensor, labels: Tensor) -> list[Layer
         stack.enter_context(_recorded_inputs(model, inputs))
         stack.enter_context(torch.autocast(images.device.type, enabled=False))
         stack.enter_context(torch.enable_grad())
+        stack.enter_context(_frozen_layers_thawed(model))
         activations = cast(Inspectable, model).activations(images.float())
         weights = {name: model.get_parameter(f"{name}.weight") for name in activations}
         loss = F.cross_entropy(next(reversed(activations.values())), labels)
@@ -115,6 +116,18 @@ def _recorded_inputs(model: nn.Module, inputs: dict[str, Tensor]) -> Iterator[No
     finally:
         for handle in handles:
             handle.remove()
+
+
+@contextmanager
+def _frozen_layers_thawed(model: nn.Module) -> Iterator[None]:
+    frozen = [parameter for parameter in model.parameters() if not parameter.requires_grad]
+    for parameter in frozen:
+        parameter.requires_grad_(True)
+    try:
+        yield
+    finally:
+        for parameter in frozen:
+            parameter.requires_grad_(False)
 
 
 @contextmanager
@@ -260,7 +273,7 @@ def entropy(counts: Sequence[int]) -> float:
 # --- What it means ------------------------------------------------------------------------------
 #
 # Each rule looks for one kind of evidence and returns what is seen and means, and what helps. The
-# thresholds lie well away from `paper`, `source`, `caffe` and `torchvision` with fresh weights.
+# thresholds lie well away from what `paper` and `source` show with fresh weights.
 
 Advice = tuple[str, str]
 
@@ -343,8 +356,7 @@ def _doubled_dropout(stall: Stall, scales: Sequence[LayerScales]) -> Advice | No
             seen = (
                 f"{after.name} reads {after.input_rms / before.activation_rms:.2f} times what "
                 f"{before.name} gives: dropout is inverted and enlarges the units that it keeps. "
-                "The paper's first weights are too large for that; this is the best known way to "
-                "make its recipe stall."
+                "The paper's rates and first weights are too large for that."
             )
             helps = (
                 "the paper's dropout, a plain mask in training and x0.5 at test, or the smaller "
@@ -358,7 +370,7 @@ def _wild_start(stall: Stall, scales: Sequence[LayerScales]) -> Advice | None:
     if not stall.highest_loss > 2 * stall.chance_loss:
         return None
     seen = (
-        f"The loss once was {stall.highest_loss:.1f}, far above the {stall.chance_loss:.2f} of "
+        f"The loss once was {stall.highest_loss:.3g}, far above the {stall.chance_loss:.2f} of "
         "guessing: steps as large as those gradients ruin first weights."
     )
     return seen, "smaller first weights in the last layers, or a lower learning rate."

@@ -8,15 +8,17 @@ Not here: what a recipe says (`recipes.py`), how rates change (`schedule.py`), t
 """
 
 import math
+import shlex
 import signal
 import statistics
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 import torch.nn.functional as F
@@ -28,15 +30,16 @@ from alexnet.augment import Preprocessing, add_colour_noise, colour_basis, flip_
 from alexnet.config import Recipe
 from alexnet.dataset import PackedDataset
 from alexnet.errors import UserError
-from alexnet.evaluate import evaluate_runs, mean_log_probability, predict, score
+from alexnet.evaluate import evaluate_runs
 from alexnet.files import write_json
 from alexnet.loader import Batch, batches, num_batches
 from alexnet.log import Display, RunLog, environment
 from alexnet.model import AlexNet, build
 from alexnet.networks import find_network, with_dropout
 from alexnet.optim import PaperSGD, parameter_groups
+from alexnet.predictions import mean_log_probability, predict, score
 from alexnet.schedule import Schedule, make_schedule, set_rates
-from alexnet.stall import StallDetector, explain, layer_scales
+from alexnet.stall import LayerScales, Stall, StallDetector, explain, layer_scales
 from alexnet.weights import ModelCard, save_model
 
 # Steps that are left out of the median rate: memory is still being laid out.
@@ -47,7 +50,8 @@ class Interrupted(Exception):
     """Training was asked to stop by a signal; everything is saved. `number` is the signal's."""
 
     def __init__(self, number: int, run: Path) -> None:
-        super().__init__(f"stopped and saved; go on with: alexnet train --resume --run {run}")
+        command = shlex.join(["alexnet", "train", "--resume", "--run", str(run)])
+        super().__init__(f"stopped and saved; go on with: {command}")
         self.number = number
 
 
@@ -81,6 +85,7 @@ class Training:
             "network": self.model.network.name,
             "num_classes": self.model.num_classes,
             "step": self.step,
+            "reason": self.reason,
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "schedule": self.schedule.state_dict(),
@@ -93,7 +98,13 @@ class Training:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Raises UserError for a checkpoint of another network."""
+        """Raises UserError for a checkpoint of another network or version of alexnet."""
+        missing = self.state_dict().keys() - state.keys()
+        if missing:
+            raise UserError(
+                f"the checkpoint was written by another version of alexnet: it has no "
+                f"{', '.join(sorted(missing))}; start a new run"
+            )
         here = (self.model.network.name, self.model.num_classes)
         there = (state["network"], state["num_classes"])
         if here != there:
@@ -107,7 +118,7 @@ class Training:
         self.detector.load_state_dict(state["detector"])
         self.dropout_generator.set_state(state["dropout"])
         self.noise_generator.set_state(state["noise"])
-        self.step = state["step"]
+        self.step, self.reason = state["step"], state["reason"]
         self.seconds, self.wait_seconds = state["seconds"], state["wait_seconds"]
         self.rates = list(state["rates"])
 
@@ -123,7 +134,7 @@ def start(recipe: Recipe, dataset: PackedDataset) -> Training:
     network = with_dropout(find_network(recipe.network.name), recipe.network.dropout)
     seed = recipe.system.seed
     model = build(network, len(dataset.class_names), torch.Generator().manual_seed(seed))
-    model.to(device, memory_format=torch.channels_last)
+    model.to(device).to(memory_format=torch.channels_last)
     dropout_generator = torch.Generator(device).manual_seed(seed + 1)
     model.dropout_generator = dropout_generator
     settings, found = recipe.optimizer, dataset.statistics
@@ -169,7 +180,7 @@ def find_device(name: str) -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
-        torch.empty(1, device=device)
+        torch.zeros(1, device=device).item()
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
         raise UserError(f"device {name!r} cannot be used: {reason}; try --device cpu") from None
@@ -219,9 +230,8 @@ def train(
     """
     training = start(recipe, dataset)
     if resume:
-        training.load_state_dict(
-            checkpoint.load_newest(run / "checkpoints", lambda text: console.print(text))
-        )
+        say = partial(console.print, highlight=False, markup=False, soft_wrap=True)
+        training.load_state_dict(checkpoint.load_newest(run / "checkpoints", say))
     else:
         write_json(run / "environment.json", _environment(training, dataset))
     write_json(run / "recipe.json", recipe.as_dict())
@@ -230,13 +240,14 @@ def train(
     title = f"{recipe.name} on {dataset.name}"
     try:
         log.write("resume" if resume else "start", training.step, total_steps=total_steps)
-        with Display(total_steps, title, console=console) as display, _stop_signals() as stopped:
+        with Display(total_steps, title, console=console) as display:
             display.start_at(training.step)
-            _loop(training, dataset, run, log, display, stopped, total_steps)
+            _loop(training, dataset, run, log, display, total_steps)
             display.say("evaluating")
-        save_model(run / "model.safetensors", training.model, model_card(training, dataset))
-        summary = summarise(training, dataset, run, log)
-        write_json(run / "summary.json", summary)
+        with _on_stop_signal(lambda number: _interrupt(number, run)):
+            save_model(run / "model.safetensors", training.model, model_card(training, dataset))
+            summary = summarise(training, dataset, run, log)
+            write_json(run / "summary.json", summary)
         log.write("end", training.step, seconds=training.seconds)
     finally:
         log.close()
@@ -260,45 +271,44 @@ def _loop(
     run: Path,
     log: RunLog,
     display: Display,
-    stopped: list[int],
     total_steps: int,
 ) -> None:
     recipe, system = training.recipe, training.recipe.system
     split = dataset.splits["train"]
     per_epoch = num_batches(recipe, len(split))
     pending = _Pending()
+    stopped: list[int] = []
     last_checkpoint = time.monotonic()
     if not checkpoint.available(run / "checkpoints"):
         _save(training, run)
     training.model.train()
-    began = time.perf_counter()
-    for batch in batches(split, recipe, step=training.step, stop=total_steps):
-        waited = time.perf_counter() - began
-        _set_rates(training, per_epoch, log, display)
-        images, labels = network_input(training, batch)
-        if system.scales_steps and (training.step == 0 or due(training.step, system.scales_steps)):
-            _log_scales(training, images, labels, log)
-        loss = train_step(training, images, labels)
-        training.step += 1
-        now = time.perf_counter()
-        pending.add(training, loss, len(labels), now - began, waited)
-        flush = due(training.step, system.log_steps) or training.step == total_steps
-        if flush:
-            pending.flush(training, per_epoch, log, display)
-            _watch(training, pending, images, labels, log, display)
-        if due(training.step, recipe.evaluate.every_epochs * per_epoch):
-            pending.flush(training, per_epoch, log, display)
-            _validate(training, dataset, per_epoch, log, display)
-        minutes = (time.monotonic() - last_checkpoint) / 60
-        at_end = training.step == total_steps
-        if stopped or at_end or minutes >= system.checkpoint_minutes:
-            pending.flush(training, per_epoch, log, display)
-            _save(training, run)
-            last_checkpoint = time.monotonic()
-        if stopped:
-            log.write("stop", training.step, signal=stopped[0])
-            raise Interrupted(stopped[0], run)
+    with _on_stop_signal(stopped.append):
         began = time.perf_counter()
+        for batch in batches(split, recipe, step=training.step, stop=total_steps):
+            waited = time.perf_counter() - began
+            _set_rates(training, per_epoch, log, display)
+            images, labels = network_input(training, batch)
+            _look_at_layers(training, per_epoch, images, labels, log, display)
+            loss = train_step(training, images, labels)
+            training.step += 1
+            pending.add(training, loss, len(labels), time.perf_counter() - began, waited)
+            evaluates = due(training.step, recipe.evaluate.every_epochs * per_epoch)
+            at_end = training.step == total_steps
+            minutes = (time.monotonic() - last_checkpoint) / 60
+            stops = bool(stopped)  # looked at once: a later signal is for the next step
+            saves = stops or at_end or minutes >= system.checkpoint_minutes
+            if evaluates or saves or due(training.step, system.log_steps):
+                pending.flush(training, per_epoch, log, display)
+                _watch(training, pending, images, labels, log, display)
+            if evaluates:
+                _validate(training, dataset, per_epoch, log, display)
+            if saves:
+                _save(training, run)
+                last_checkpoint = time.monotonic()
+            if stops or (stopped and at_end):
+                log.write("stop", training.step, signal=stopped[0])
+                raise Interrupted(stopped[0], run)
+            began = time.perf_counter()
 
 
 class _Pending:
@@ -318,10 +328,17 @@ class _Pending:
         self.steps.append((training.step, loss, rate, images, seconds, waited))
 
     def flush(self, training: Training, per_epoch: int, log: RunLog, display: Display) -> None:
-        """Read the losses and log each step."""
+        """Read the losses and log each step.
+
+        On an accelerator, reading waits for the steps that still run: their time is shared out.
+        """
+        began = time.perf_counter()
+        values = [loss.item() for _, loss, *_ in self.steps]
+        late = (time.perf_counter() - began) / max(len(self.steps), 1)
         self.losses = []
-        for step, loss, rate, images, seconds, waited in self.steps:
-            value, per_second = loss.item(), images / seconds
+        for (step, _, rate, images, queued, waited), value in zip(self.steps, values, strict=True):
+            seconds = queued + late
+            per_second = images / seconds
             training.seconds += seconds
             training.wait_seconds += waited
             training.rates.append(per_second)
@@ -376,25 +393,48 @@ def _watch(
     """Let the stall detector see each loss; a loss that is not finite ends the training."""
     for step, loss in pending.losses:
         stall = training.detector.observe(step, loss)
-        if stall is None:
-            continue
-        scales = layer_scales(training.model, images, labels)
-        message = explain(stall, scales)
-        log.write(
-            "stall",
-            step,
-            reason=stall.reason,
-            message=message,
-            layers=[asdict(scale) for scale in scales],
-        )
-        display.say(message)
+        if stall is not None:
+            _tell(stall, _scales(training, images, labels), log, display)
         if not math.isfinite(loss):
             raise Diverged(f"step {step}: the loss is {loss}; the last checkpoint is kept")
 
 
-def _log_scales(training: Training, images: Tensor, labels: Tensor, log: RunLog) -> None:
-    scales = layer_scales(training.model, images, labels)
-    log.write("scales", training.step, layers=[asdict(scale) for scale in scales])
+def _look_at_layers(
+    training: Training,
+    per_epoch: int,
+    images: Tensor,
+    labels: Tensor,
+    log: RunLog,
+    display: Display,
+) -> None:
+    """Look for dead layers in the first minibatch of each later epoch, and log the scales if due.
+
+    The first minibatch is never a short one, in which units seem dead that are not.
+    """
+    step, every = training.step, training.recipe.system.scales_steps
+    logs = every > 0 and (step == 0 or due(step, every))
+    if not logs and (step == 0 or step % per_epoch):
+        return
+    scales = _scales(training, images, labels)
+    if logs:
+        log.write("scales", step, layers=[asdict(scale) for scale in scales])
+    stall = training.detector.observe_layers(step, scales)
+    if stall is not None:
+        _tell(stall, scales, log, display)
+
+
+def _scales(training: Training, images: Tensor, labels: Tensor) -> list[LayerScales]:
+    """Measure each layer, frozen ones too; nothing on a last minibatch of a single picture."""
+    if len(images) < 2:
+        return []
+    training.model.requires_grad_(True)  # until the rates of the next step are set
+    return layer_scales(training.model, images, labels)
+
+
+def _tell(stall: Stall, scales: list[LayerScales], log: RunLog, display: Display) -> None:
+    message, layers = explain(stall, scales), [asdict(scale) for scale in scales]
+    log.write("stall", stall.step, reason=stall.reason, message=message, layers=layers)
+    display.say(message)
 
 
 def _validate(
@@ -437,6 +477,14 @@ def _logits_of(training: Training) -> Callable[[Tensor], Tensor]:
 
 
 def _save(training: Training, run: Path) -> None:
+    """Save a checkpoint. Raises Diverged, and keeps the last, where weights are not finite.
+
+    The loss of a step is of the weights before it: it cannot tell what the step itself did.
+    """
+    if not all(bool(weight.isfinite().all()) for weight in training.model.parameters()):
+        raise Diverged(
+            f"step {training.step}: weights are no longer finite; the last checkpoint is kept"
+        )
     folder, keep = run / "checkpoints", training.recipe.system.keep_checkpoints
     checkpoint.save(folder, training.step, training.state_dict(), keep=keep)
 
@@ -456,9 +504,7 @@ def model_card(training: Training, dataset: PackedDataset) -> ModelCard:
     )
 
 
-def summarise(
-    training: Training, dataset: PackedDataset, run: Path, log: RunLog
-) -> dict[str, Any]:
+def summarise(training: Training, dataset: PackedDataset, run: Path, log: RunLog) -> dict[str, Any]:
     """Evaluate with the recipe's views, save the predictions, and sum up the training."""
     recipe = training.recipe
     per_epoch = num_batches(recipe, len(dataset.splits["train"]))
@@ -513,19 +559,22 @@ def _environment(training: Training, dataset: PackedDataset) -> dict[str, Any]:
 
 
 @contextmanager
-def _stop_signals() -> Iterator[list[int]]:
-    """Collect SIGINT and SIGTERM instead of dying of the first; a second one is not held back."""
-    received: list[int] = []
-    previous = {}
+def _on_stop_signal(handle: Callable[[int], None]) -> Iterator[None]:
+    """Hand SIGINT or SIGTERM over instead of dying of the first; a second is not held back."""
+    previous: dict[int, Any] = {}
 
     def note(number: int, frame: FrameType | None) -> None:
-        received.append(number)
         signal.signal(number, previous[number])
+        handle(number)
 
-    for number in (signal.SIGINT, signal.SIGTERM):
-        previous[number] = signal.signal(number, note)
+    for kind in (signal.SIGINT, signal.SIGTERM):
+        previous[kind] = signal.signal(kind, note)
     try:
-        yield received
+        yield
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
+
+
+def _interrupt(number: int, run: Path) -> NoReturn:
+    raise Interrupted(number, run)

@@ -5,6 +5,7 @@ class names, the network, the input scale and the evaluation protocol: one file 
 cannot be fed wrongly preprocessed pictures.
 """
 
+import hashlib
 import json
 import struct
 from dataclasses import dataclass
@@ -13,12 +14,12 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor
 
 from alexnet.augment import Preprocessing
 from alexnet.errors import UserError
-from alexnet.files import atomic_file
+from alexnet.files import write_bytes
 from alexnet.model import AlexNet, build
 from alexnet.networks import find_network, with_dropout
 
@@ -60,6 +61,7 @@ def save_model(path: Path, model: AlexNet, card: ModelCard) -> None:
         **model.state_dict(),
     }
     described = {
+        "format": FORMAT,
         "network": card.network,
         "dropout": card.dropout,
         "class_names": card.class_names,
@@ -71,12 +73,19 @@ def save_model(path: Path, model: AlexNet, card: ModelCard) -> None:
         "input_scale": "0..255, less the mean image",
         "views": card.views,
     }
-    with atomic_file(path) as temporary:
-        save_file(
-            {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()},
-            temporary,
-            metadata={"format": FORMAT, "card": json.dumps(described)},
-        )
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    described["sha256"] = _checksum(described, tensors)
+    # One text alone: several come in any order, and equal weights would not be equal files.
+    write_bytes(path, save(tensors, {"card": json.dumps(described)}))
+
+
+def _checksum(described: dict[str, Any], tensors: dict[str, Tensor]) -> str:
+    """Of all that the file says: safetensors has no checksum of its own."""
+    digest = hashlib.sha256(json.dumps(described).encode())
+    for name, tensor in sorted(tensors.items()):
+        digest.update(name.encode())
+        digest.update(tensor.numpy().tobytes())
+    return digest.hexdigest()
 
 
 def load(path: str | Path, device: torch.device | str = "cpu") -> AlexNet:
@@ -93,12 +102,18 @@ def load(path: str | Path, device: torch.device | str = "cpu") -> AlexNet:
     described = _read_card(path)
     try:
         tensors = load_file(path)
+        checksum = described.pop("sha256")
+        if checksum != _checksum(described, tensors):
+            raise ValueError("it does not match its checksum")
         statistics = {name: tensors.pop(name) for name in STATISTICS}
         card = _card(described, statistics)
         network = with_dropout(find_network(card.network), card.dropout)
         model = build(network, card.num_classes)
         model.load_state_dict(tensors)
-    except (SafetensorError, KeyError, RuntimeError, TypeError) as error:
+    except UserError:
+        raise
+    # A damaged file fails in the parser, in our own look-ups or in `load_state_dict`.
+    except (SafetensorError, LookupError, RuntimeError, TypeError, ValueError, OSError) as error:
         reason = str(error).splitlines()[0]
         raise UserError(f"{path} is damaged or of another version: {reason}") from None
     model.card = card
@@ -129,13 +144,15 @@ def _read_card(path: Path) -> dict[str, Any]:
     try:
         with open(path, "rb") as file:
             (size,) = struct.unpack("<Q", file.read(8))
+            if size > path.stat().st_size:
+                raise ValueError("its header is cut off")
             header = json.loads(file.read(size))
-        metadata = header["__metadata__"]
-        if metadata["format"] != FORMAT:
-            raise KeyError("format")
-        card: dict[str, Any] = json.loads(metadata["card"])
-        return card
-    except KeyError:
-        raise UserError(f"{path} was not written by alexnet: it holds no network card") from None
-    except (OSError, ValueError, struct.error, MemoryError, OverflowError) as error:
+    except (OSError, ValueError, struct.error) as error:
         raise UserError(f"{path} is damaged: {error}") from None
+    try:
+        card = json.loads(header["__metadata__"]["card"])
+    except (LookupError, TypeError, ValueError):
+        card = None
+    if not isinstance(card, dict) or card.get("format") != FORMAT:
+        raise UserError(f"{path} was not written by alexnet: it holds no network card")
+    return card

@@ -1,0 +1,396 @@
+"""A training that was stopped goes on exactly: the same weights, bit for bit, and the same losses.
+
+On a CPU in float32, as promised. Stops are SIGINT and SIGTERM, in this process at a chosen step and
+from outside at whatever step they arrive, and SIGKILL, which nobody can answer.
+"""
+
+import os
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import fabricate
+from alexnet import checkpoint, train
+from alexnet.files import read_json, write_json
+from fabricate import SHAPES, alexnet, alexnet_process, finish, refusal
+
+STEPS = 8  # of 6 per epoch: an evaluation lies in between
+
+# What a resumed training must remember: the noise of rates has a generator of its own, a plateau
+# counts evaluations, a table freezes conv1 and ends the colour noise, chunks share crops.
+KINDS = {
+    "default": (),
+    "noisy rates": ("--set", "schedule.noise=0.5"),
+    "plateau": ("--set", "schedule.kind=plateau", "--set", "schedule.patience=1"),
+    "frozen conv1": (
+        *("--set", "schedule.kind=epochs", "--set", "schedule.table=source-2012"),
+        *("--set", "augment.crop_chunk=32", "--set", "augment.colour=source"),
+        *("--set", "data.order=fixed", "--epochs", "1.5"),
+    ),
+}
+
+
+def weights(run: Path) -> bytes:
+    return (run / "model.safetensors").read_bytes()
+
+
+def kill_self_after(steps: int, number: signal.Signals, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Send this process a signal in the middle of its step number `steps`."""
+    real, done = train.train_step, 0
+
+    def step(*arguments: Any) -> Any:
+        nonlocal done
+        done += 1
+        if done == steps:
+            os.kill(os.getpid(), number)
+        return real(*arguments)
+
+    monkeypatch.setattr(train, "train_step", step)
+
+
+def assert_same_training(run: Path, whole: Path) -> None:
+    assert fabricate.losses(run) == fabricate.losses(whole)
+    for name in ("loss", "top1_wrong", "top5_wrong", "epoch"):
+        found, expected = (
+            [(event["step"], event["views"], event.get(name)) for event in events]
+            for events in (
+                fabricate.events(run, "evaluation"),
+                fabricate.events(whole, "evaluation"),
+            )
+        )
+        assert found == expected, name
+    assert weights(run) == weights(whole)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """A training of so many steps that nobody stopped."""
+    done: dict[tuple[Any, ...], Path] = {}
+
+    def of(steps: int = STEPS, kind: str = "default") -> Path:
+        if (steps, kind) not in done:
+            run = tmp_path_factory.mktemp("whole") / "run"
+            finished = alexnet(*SHAPES, "--run", run, "--max-steps", str(steps), *KINDS[kind])
+            assert finished.code == 0, finished
+            done[steps, kind] = run
+        return done[steps, kind]
+
+    return of
+
+
+@pytest.mark.parametrize(
+    ("kind", "stop_at"),
+    [
+        ("default", 1),
+        ("default", 6),
+        ("default", STEPS),
+        ("noisy rates", 3),
+        ("plateau", 7),
+        ("frozen conv1", 5),
+        ("frozen conv1", 7),
+    ],
+)
+def test_a_stopped_training_goes_on_bit_for_bit(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    whole: Callable[..., Path],
+    kind: str,
+    stop_at: int,
+) -> None:
+    run = tmp_path / "run"
+    command = (*SHAPES, "--run", run, "--max-steps", str(STEPS), *KINDS[kind])
+    with monkeypatch.context() as patch:
+        kill_self_after(stop_at, signal.SIGTERM, patch)
+        stopped = alexnet(*command)
+    assert stopped.code == 128 + signal.SIGTERM, stopped
+    assert list(fabricate.losses(run)) == list(range(1, stop_at + 1))
+    assert [event["step"] for event in fabricate.events(run, "stop")] == [stop_at]
+    assert not (run / "model.safetensors").exists()
+    resumed = alexnet("train", "--resume", "--run", run, "--no-report")
+    assert resumed.code == 0, resumed
+    assert_same_training(run, whole(STEPS, kind))
+
+
+def test_a_training_may_be_stopped_again_and_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, whole: Callable[..., Path]
+) -> None:
+    run = tmp_path / "run"
+    command: tuple[Any, ...] = (*SHAPES, "--run", run, "--max-steps", str(STEPS))
+    for steps in (2, 3, 1):
+        with monkeypatch.context() as patch:
+            kill_self_after(steps, signal.SIGINT, patch)
+            stopped = alexnet(*command)
+        assert stopped.code == 128 + signal.SIGINT, stopped
+        command = ("train", "--resume", "--run", run, "--no-report")
+    assert alexnet(*command).code == 0
+    assert_same_training(run, whole())
+
+
+def test_the_way_to_go_on_is_said_and_works_as_it_stands(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = tmp_path / "a run"
+    kill_self_after(1, signal.SIGINT, monkeypatch)
+    stopped = alexnet(*SHAPES, "--run", run, "--max-steps", "2")
+    said = f"stopped and saved; go on with: alexnet train --resume --run '{run}'"
+    assert stopped.err == f"alexnet: {said}\n"
+
+
+def test_the_handlers_of_signals_are_put_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    kill_self_after(1, signal.SIGTERM, monkeypatch)
+    alexnet(*SHAPES, "--run", tmp_path / "run", "--max-steps", "2")
+    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
+
+
+def test_a_training_stopped_while_it_evaluates_at_the_end_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, whole: Callable[..., Path]
+) -> None:
+    def stop(*arguments: Any, **settings: Any) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(60)
+
+    run = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        patch.setattr(train, "evaluate_runs", stop)
+        stopped = alexnet(*SHAPES, "--run", run, "--max-steps", str(STEPS))
+    assert stopped.code == 128 + signal.SIGTERM, stopped
+    assert "go on with: alexnet train --resume" in stopped.err
+    assert alexnet("train", "--resume", "--run", run, "--no-report").code == 0
+    assert_same_training(run, whole())
+
+
+def test_a_resumed_training_may_be_longer(tmp_path: Path, whole: Callable[..., Path]) -> None:
+    run = tmp_path / "run"
+    assert alexnet(*SHAPES, "--run", run, "--max-steps", "3").code == 0
+    resume = ("train", "--resume", "--run", run, "--no-report", "--max-steps", str(STEPS))
+    assert alexnet(*resume).code == 0
+    assert fabricate.losses(run) == fabricate.losses(whole())
+    assert weights(run) == weights(whole())
+    summary = read_json(run / "summary.json")
+    assert summary["steps"] == STEPS
+    assert read_json(run / "recipe.json")["system"]["max_steps"] == STEPS
+
+
+def test_more_epochs_are_more_steps(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    assert alexnet(*SHAPES, "--run", run, "--epochs", "0.5").code == 0
+    assert alexnet("train", "--resume", "--run", run, "--no-report", "--epochs", "1").code == 0
+    assert list(fabricate.losses(run)) == [1, 2, 3, 4, 5, 6]
+    recipe = read_json(run / "recipe.json")
+    assert recipe["schedule"]["epochs"] == 1
+    assert recipe["data"]["dataset"] == "shapes"
+
+
+def test_the_recipe_of_a_resumed_run_stays_what_it_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        kill_self_after(1, signal.SIGTERM, patch)
+        alexnet(*SHAPES, "--run", run, "--max-steps", "2")
+    before = {name: (run / name).read_bytes() for name in ("recipe.json", "environment.json")}
+    assert alexnet("train", "--resume", "--run", run, "--no-report").code == 0
+    assert before == {name: (run / name).read_bytes() for name in before}
+
+
+# --- Processes that are stopped from outside ----------------------------------------------------
+
+
+def wait_for_step(run: Path, step: int, process: subprocess.Popen[str]) -> None:
+    log = run / "log.jsonl"
+    while process.poll() is None:
+        if log.exists() and log.read_text().count('"event": "step"') >= step:
+            return
+        time.sleep(0.01)
+    raise AssertionError(finish(process))
+
+
+def resume_a_little_further(run: Path) -> int:
+    """Go on for two steps after the newest checkpoint; return the number of steps."""
+    newest = max(int(path.stem.removeprefix("step-")) for path in run.glob("checkpoints/*.pt"))
+    steps = str(newest + 2)
+    resumed = alexnet("train", "--resume", "--run", run, "--no-report", "--max-steps", steps)
+    assert resumed.code == 0, resumed
+    return newest + 2
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_process_saves_when_it_is_asked_to_stop(
+    tmp_path: Path, whole: Callable[..., Path], number: signal.Signals
+) -> None:
+    run = tmp_path / "run"
+    with alexnet_process(*SHAPES, "--run", run) as process:
+        wait_for_step(run, 2, process)
+        process.send_signal(number)
+        stopped = finish(process)
+    assert stopped.code == 128 + number, stopped
+    assert stopped.err.count("\n") == 1, stopped.err
+    assert f"alexnet train --resume --run {run}" in stopped.err
+    (event,) = fabricate.events(run, "stop")
+    assert event["signal"] == number
+    assert max(fabricate.losses(run)) == event["step"]
+    steps = resume_a_little_further(run)
+    assert steps == event["step"] + 2
+    assert fabricate.losses(run) == fabricate.losses(whole(steps))
+    assert weights(run) == weights(whole(steps))
+
+
+def test_a_killed_process_goes_on_from_its_last_checkpoint(
+    tmp_path: Path, whole: Callable[..., Path]
+) -> None:
+    run = tmp_path / "run"
+    often = ("--set", "system.checkpoint_minutes=0.0005", "--set", "system.keep_checkpoints=3")
+    with alexnet_process(*SHAPES, "--run", run, *often) as process:
+        wait_for_step(run, 5, process)
+        process.kill()
+        assert finish(process).code == -signal.SIGKILL
+    # A disk that died with the machine: the newest checkpoint is not whole.
+    newest = max(run.glob("checkpoints/*.pt"))
+    cut = tmp_path / "cut"
+    shutil.copytree(run, cut)
+    path = cut / "checkpoints" / newest.name
+    path.write_bytes(path.read_bytes()[:-1000])
+    for interrupted in (run, cut):
+        steps = resume_a_little_further(interrupted)
+        assert fabricate.losses(interrupted) == fabricate.losses(whole(steps))
+        assert weights(interrupted) == weights(whole(steps))
+
+
+# --- Checkpoints that are damaged ---------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def stopped_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of STEPS steps that was stopped after six, with checkpoints at six and at two."""
+    run = tmp_path_factory.mktemp("stopped") / "run"
+    with fabricate.shared_cache(tmp_path_factory), pytest.MonkeyPatch.context() as patch:
+        first = alexnet(*SHAPES, "--run", run, "--max-steps", "2")
+        kill_self_after(4, signal.SIGTERM, patch)
+        resume = ("train", "--resume", "--run", run, "--no-report", "--max-steps", str(STEPS))
+        second = alexnet(*resume)
+    assert (first.code, second.code) == (0, 143), (first, second)
+    names = sorted(path.name for path in run.glob("checkpoints/*.pt"))
+    assert names == ["step-00000002.pt", "step-00000006.pt"]
+    return run
+
+
+@pytest.fixture
+def run(stopped_run: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(stopped_run, tmp_path / "copy"))
+
+
+@pytest.mark.parametrize("damage", ["cut", "flipped", "empty", "no checksum"])
+def test_the_checkpoint_before_a_damaged_one_is_used_and_said_so(
+    run: Path, whole: Callable[..., Path], damage: str
+) -> None:
+    newest = run / "checkpoints" / "step-00000006.pt"
+    if damage == "cut":
+        newest.write_bytes(newest.read_bytes()[:-1])
+    elif damage == "flipped":
+        fabricate.flip_bit(newest, 0.6)
+    elif damage == "empty":
+        newest.write_bytes(b"")
+    else:
+        newest.with_suffix(".sha256").unlink()
+    resumed = alexnet("train", "--resume", "--run", run, "--no-report")
+    assert resumed.code == 0, resumed
+    (said,) = [line for line in resumed.out.splitlines() if "using the one before" in line]
+    assert str(newest.with_suffix("")) in said
+    assert [event["step"] for event in fabricate.events(run, "resume")][-1] == 2
+    assert fabricate.losses(run) == fabricate.losses(whole())
+    assert weights(run) == weights(whole())
+
+
+def test_without_a_whole_checkpoint_the_folder_is_named_and_left_alone(run: Path) -> None:
+    for path in run.glob("checkpoints/*.pt"):
+        fabricate.flip_bit(path, 0.5)
+    before = fabricate.snapshot(run)
+    assert "is damaged; start a new run" in refusal("train", "--resume", "--run", run)
+    assert fabricate.snapshot(run) == before
+
+
+def test_a_log_cut_short_by_a_crash_is_mended(run: Path, whole: Callable[..., Path]) -> None:
+    log = run / "log.jsonl"
+    log.write_bytes(log.read_bytes() + b'{"event": "step", "step": 7, "lo')
+    assert alexnet("train", "--resume", "--run", run, "--no-report").code == 0
+    assert fabricate.losses(run) == fabricate.losses(whole())
+
+
+def test_pictures_whose_cache_was_emptied_are_packed_again(
+    run: Path, whole: Callable[..., Path]
+) -> None:
+    expected = whole()
+    packed = Path(read_json(run / "environment.json")["data_path"])
+    shutil.rmtree(packed)
+    assert alexnet("train", "--resume", "--run", run, "--no-report").code == 0
+    assert packed.exists()
+    assert weights(run) == weights(expected)
+
+
+# --- What a resumed training does not do --------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("--recipe", "source-2012"), "was begun with recipe shapes, not source-2012"),
+        (("--set", "network.name=paper"), "keeps its network.name"),
+        (("--seed", "1"), "keeps its system.seed"),
+        (("--lr", "0.5"), "keeps its optimizer.lr, optimizer.bias_lr"),
+        (("--batch-size", "32"), "keeps its optimizer.batch_size"),
+        (("--set", "data.order=fixed"), "keeps its data.order"),
+        (("--set", "schedule.kind=exp"), "keeps its schedule.kind"),
+        (("elsewhere",), "was begun with the pictures shapes, not elsewhere"),
+    ],
+)
+def test_a_resumed_training_stays_the_same_training(
+    run: Path, arguments: tuple[str, ...], said: str
+) -> None:
+    before = fabricate.snapshot(run)
+    assert said in refusal("train", *arguments, "--resume", "--run", run)
+    assert fabricate.snapshot(run) == before
+
+
+def test_the_same_words_as_at_the_start_are_taken(run: Path) -> None:
+    same = ("shapes", "--recipe", "shapes", "--seed", "0", "--batch-size", "16")
+    assert alexnet("train", *same, "--resume", "--run", run, "--no-report").code == 0
+
+
+def test_a_checkpoint_of_another_network_is_refused(run: Path) -> None:
+    recipe = read_json(run / "recipe.json")
+    recipe["network"]["name"] = "cifar10-80sec"
+    recipe["augment"]["crop_px"] = 32
+    write_json(run / "recipe.json", recipe)
+    said = refusal("train", "--resume", "--run", run)
+    assert "the checkpoint is of network small with 4 classes" in said
+    assert "the recipe says cifar10-80sec with 4" in said
+
+
+def test_a_checkpoint_of_another_version_is_refused(run: Path) -> None:
+    state = fabricate.checkpoint_state(run, 6)
+    del state["dropout"]
+    checkpoint.save(run / "checkpoints", 6, state, keep=1)
+    said = refusal("train", "--resume", "--run", run)
+    assert "another version of alexnet: it has no dropout" in said
+
+
+def test_resuming_needs_a_run(tmp_path: Path) -> None:
+    assert "--resume needs the run" in refusal("train", "--resume")
+    said = refusal("train", "--resume", "--run", tmp_path / "none")
+    assert "is no run to resume" in said
+
+
+@pytest.mark.parametrize("name", ["recipe.json", "environment.json"])
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"name": 1}'])
+def test_a_damaged_description_of_the_run_is_named(run: Path, name: str, content: str) -> None:
+    (run / name).write_text(content)
+    assert name in refusal("train", "--resume", "--run", run)
