@@ -161,6 +161,14 @@ def test_a_top5_error_that_is_always_zero_is_not_drawn() -> None:
     assert "top-5" not in said
 
 
+def test_the_lower_of_two_close_lines_has_the_lower_label() -> None:
+    close = {"top1_errors": np.full(6, 0.02), "top5_errors": np.full(6, 0.01)}
+    close["top1_errors"][0] = 1.0
+    figure = learning_curves(some_curves(**close), 16)
+    places = {text.get_text()[:5]: text.xy[1] for text in figure.axes[1].texts}
+    assert places["top-5"] < places["top-1"]
+
+
 def test_a_run_without_finite_losses_or_evaluations_still_has_its_curves() -> None:
     nothing = np.full(60, math.nan)
     none = np.array([])

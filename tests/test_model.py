@@ -609,6 +609,27 @@ def test_dropout_masks_fc6_and_fc7_only_in_the_convention_of_its_network(
     )
 
 
+def test_torchvision_masks_what_reaches_fc6_and_fc7_and_not_fc8() -> None:
+    model = tiny("torchvision")
+    images = tiny_pictures(model, 8)
+
+    def seen(layer: str) -> Tensor:
+        model.dropout_generator = torch.Generator().manual_seed(0)
+        return inputs_of(model, layer, images)
+
+    def unmasked(layer: str) -> Tensor:
+        model.dropout_generator = torch.Generator().manual_seed(0)
+        return model.features(images, layer).detach()
+
+    at_test = inputs_of(model, "fc6", images)
+    model.train()
+    for masked, before in ((seen("fc6"), at_test), (seen("fc7"), unmasked("fc6"))):
+        kept = (masked != 0)[before != 0]
+        assert 0.2 < float(kept.double().mean()) < 0.8
+        assert_allclose(masked[before != 0][kept], 2 * before[before != 0][kept])
+    assert_array_equal(seen("fc8"), unmasked("fc7"))
+
+
 def test_the_masks_of_a_network_come_from_its_generator() -> None:
     model = tiny("paper").train()
     images = tiny_pictures(model)

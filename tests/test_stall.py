@@ -335,8 +335,8 @@ def test_the_small_network_with_fresh_weights_gives_cause_only_if_its_dropout_is
     model = build(network, num_classes=4, generator=torch.Generator().manual_seed(0))
     coarse = 60 * torch.randn(24, 3, 7, 7, generator=torch.Generator().manual_seed(4))
     text = advice(model, F.interpolate(coarse, size=56, mode="bilinear"))
-    expected = {"inverted"} if dropout_convention == "inverted" else set()
-    assert found(text) == expected, text
+    assert ("inverted" in found(text)) == (dropout_convention == "inverted"), text
+    assert dropout_convention == "inverted" or found(text) == set(), text
 
 
 @torch.no_grad()

@@ -17,10 +17,10 @@ import fabricate
 from alexnet import checkpoint, train
 from alexnet.config import SECTIONS, Recipe, differences, from_dict
 from alexnet.errors import UserError
-from alexnet.evaluate import Predictions, score
 from alexnet.files import read_json
 from alexnet.loader import num_batches, read_batch
 from alexnet.optim import paper_sgd_step_reference
+from alexnet.predictions import Predictions, score
 from alexnet.recipes import find_recipe
 from fabricate import SHAPES
 

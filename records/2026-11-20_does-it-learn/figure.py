@@ -67,7 +67,7 @@ def draw_scales() -> None:
     quantities = (
         ("gradient_norm", "norm of the weights' gradient"),
         ("activation_std", "standard deviation of activations"),
-        ("image_spread", "spread between pictures (0: none)"),
+        ("picture_spread", "spread between pictures (0: none)"),
     )
     steps = (0, 100)
     figure, panels = plt.subplots(
@@ -85,7 +85,7 @@ def draw_scales() -> None:
                     heights = [here[layer] for layer in layers]
                     axes.plot(layers, heights, "o-", color=colour, label=label, markersize=4)
             axes.set_title(f"{title}, step {step}", loc="left", fontsize=10)
-            axes.set_yscale("log" if key != "image_spread" else "linear")
+            axes.set_yscale("log" if key != "picture_spread" else "linear")
             axes.spines[["top", "right"]].set_visible(False)
             axes.tick_params(axis="x", rotation=45)
     panels[0][0].legend(frameon=False, fontsize=8)

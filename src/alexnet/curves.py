@@ -143,6 +143,8 @@ def _draw_loss(axes: "Axes", curves: Curves, num_classes: int | None, by_epoch: 
     ends = [(float(smoothed[np.isfinite(smoothed)][-1]), "training", "blue")]
     # Spikes would press the rest flat: they may leave the top, which is then said.
     top = max(1.2 * guess, 1.08 * float(np.quantile(known, 0.98)))
+    if known.max() < 1.25 * top:
+        top = max(top, 1.03 * float(known.max()))
     checked = np.isfinite(curves.check_losses)
     if checked.any():
         check_x = (curves.check_epochs if by_epoch else curves.check_steps)[checked]
@@ -273,6 +275,7 @@ def _label_ends(axes: "Axes", ends: list[tuple[float, str, str]], number: str) -
     top = axes.get_ylim()[1]
     height = axes.bbox.height / axes.figure.dpi  # inches
     gap = top * 0.36 / height  # two lines of text are about 0.36 inches high
+    ends = sorted(ends)
     wanted = [min(max(value, gap / 2), top) for value, _, _ in ends]
     for (value, name, colour), place in zip(ends, spread(wanted, gap), strict=True):
         axes.annotate(

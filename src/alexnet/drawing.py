@@ -110,7 +110,11 @@ def inline_svg(figure: "Figure", name: str, description: str) -> str:
         text = text.replace(value, f"var(--{colour})")
     view = re.search(r'viewBox="[^"]*"', text)
     assert view is not None
-    opening = f'<svg {view[0]} role="img" aria-label="{html.escape(description)}">'
+    width_px = round(100 * figure.get_figwidth())  # the size that its type is made for
+    opening = (
+        f'<svg {view[0]} style="max-width:{width_px}px" role="img" '
+        f'aria-label="{html.escape(description)}">'
+    )
     return opening + text[text.index(">") + 1 :].strip()
 
 

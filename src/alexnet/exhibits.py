@@ -36,7 +36,7 @@ from alexnet.retrieval import features, nearest
 GUESSES_SHOWN = 8  # Figure 4, left
 QUERIES_SHOWN = 5  # Figure 4, right: five test pictures ...
 NEIGHBOURS_SHOWN = 6  # ... and six training pictures for each
-MAX_SEARCHED = 10_000  # training pictures; all of ImageNet would take hours on a CPU
+SEARCH_MACS = 10**13  # multiply-adds: 14,000 pictures through the paper's net, minutes on a CPU
 FEATURE_BATCH = 64
 PAIRS_SHOWN = 12
 EXAMPLES_PER_PAIR = 3
@@ -226,7 +226,8 @@ def _search(
     progress: Progress | None,
 ) -> tuple[list[Neighbours], int]:
     """The neighbours of each query among evenly many of `train`, and how many were searched."""
-    every = -(-len(train) // MAX_SEARCHED)
+    macs_per_picture = sum(shape.macs for shape in model.shapes.values())
+    every = -(-len(train) * macs_per_picture // SEARCH_MACS)
     # Slices of a memory map: no picture is read before its turn.
     pool = Split(train.name, train.images[::every], train.labels[::every], train.sources[::every])
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -293,7 +294,7 @@ def classes(material: Material) -> str:
     if len(ordered) > figures.MAX_CLASSES_SHOWN:
         half = figures.MAX_CLASSES_SHOWN // 2
         words += f" The {half} worst and the {half} best of {len(ordered):,} classes."
-    chart = page.chart(wide, narrow, kind="small")
+    chart = page.chart(wide, narrow)
     return page.section(kicker, statement, page.about(words), chart)
 
 
@@ -326,9 +327,7 @@ def confusions(material: Material) -> str:
         figure = figures.confusion_matrix(counts, names, title=title)
         save(figure, material.figures, "confusion-matrix")
         matrix = inline_svg(figures.confusion_matrix(counts, names), "confusion", title)
-        parts.append(
-            f'<h3>{title}</h3><div class="scroll">{page.chart(matrix, kind="matrix")}</div>'
-        )
+        parts.append(f'<h3>{title}</h3><div class="scroll">{page.chart(matrix)}</div>')
     return page.section(kicker, _pairs_statement(pairs, names), *parts)
 
 

@@ -36,7 +36,7 @@ class RunLog:
         self.path = run / "log.jsonl"
         kept = [event for event in read_log(self.path) if event.get("step", 0) <= step]
         write_text(self.path, "".join(_line(event) for event in kept))
-        self.file = open(self.path, "a", buffering=1)
+        self.file = self.path.open("a", buffering=1)
         self.board = SummaryWriter(str(run / "tensorboard"), purge_step=step + 1)
 
     def write(self, event: str, step: int, **values: Any) -> None:

@@ -284,7 +284,7 @@ PAPER = Network(
 
 
 def _source() -> Network:
-    """Run 145 of the 2012 source: see `original-2012` findings 1, 2 and 5 in docs/fidelity.md."""
+    """Run 145 of the 2012 source; docs/fidelity.md goes through the findings about it."""
     norm = ResponseNorm(alpha=1e-4 / 5)
     network = replace(
         PAPER, name="source", lineage="paper", source="layers-145.cfg of the 2012 source"
@@ -510,8 +510,8 @@ def _small() -> Network:
         source="this project",
         input_px=56,
         layers=(
-            Conv("conv1", 32, 5, _RELU_NORM_POOL, stride=2, padding=2, joined=True, std=0.02),
-            Conv("conv2", 64, 5, _RELU_NORM_POOL, padding=2, std=0.016),
+            Conv("conv1", 32, 5, _RELU_NORM_POOL, stride=2, padding=2, joined=True, std=0.004),
+            Conv("conv2", 64, 5, _RELU_NORM_POOL, padding=2, std=0.08),
             Conv("conv3", 96, 3, ("relu",), padding=1, joined=True, std=0.06),
             Conv("conv4", 96, 3, ("relu",), padding=1, std=0.07),
             Conv("conv5", 64, 3, ("relu", Pool()), padding=1, std=0.07),

@@ -131,13 +131,13 @@ def tiles(values: Iterable[tuple[str, str]]) -> str:
     return f'<dl class="tiles">{body}</dl>' if body else ""
 
 
-def chart(wide: str, narrow: str = "", *, kind: str = "") -> str:
+def chart(wide: str, narrow: str = "") -> str:
     """An <svg> as a figure; where there is a narrow one, the screen decides which is shown."""
     if not narrow:
-        return f'<figure class="chart {kind}">{wide}</figure>'
+        return f'<figure class="chart">{wide}</figure>'
     return (
-        f'<figure class="chart wide-screen {kind}">{wide}</figure>'
-        f'<figure class="chart narrow-screen {kind}">{narrow}</figure>'
+        f'<figure class="chart wide-screen">{wide}</figure>'
+        f'<figure class="chart narrow-screen">{narrow}</figure>'
     )
 
 

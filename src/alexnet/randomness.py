@@ -37,7 +37,8 @@ def uniform(
     seed: int, purpose: str, epoch: int, index: ArrayLike, draws: int = 1
 ) -> NDArray[np.float64]:
     """Uniform numbers in [0, 1): (N,) integer indices -> (N, draws) float64."""
-    return (_bits(seed, purpose, epoch, index, draws) >> np.uint64(11)) * 2.0**-53
+    bits = _bits(seed, purpose, epoch, index, draws) >> np.uint64(11)
+    return bits.astype(np.float64) * 2.0**-53
 
 
 def normal(

@@ -47,10 +47,9 @@ def source_2010() -> Recipe:
 
 
 def pictures() -> Recipe:
-    """The full-size net for a folder of one's own: run 145's, in shuffled order.
+    """The full-size net for a folder of one's own: run 145's, shuffled anew in every epoch.
 
-    The fixed order of `source-2012` needs files that were shuffled once; a folder is sorted by
-    class. The rates fall when the validation error stops improving.
+    The rates fall when the validation error stops improving.
     """
     recipe = diff(
         source_2012(),
@@ -79,6 +78,7 @@ def shapes() -> Recipe:
             "num_classes": 16,
         },
         augment={"crop_px": 56},
+        optimizer={"batch_size": 64},
         schedule={"kind": "linear", "epochs": 12.0, "factor": 100.0},
     )
     return replace(recipe, name="shapes", base="paper-2012")

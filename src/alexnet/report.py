@@ -332,8 +332,7 @@ def _circumstances(material: Material) -> str:
         ("training", text(_training_in_words(run.summary))),
         ("started", text(environment.get("started", ""))),
         ("device", text(environment.get("device", ""))),
-        ("processor", text(environment.get("cpu", ""))),
-        ("threads", text(environment.get("threads", ""))),
+        ("processor", text(_processor_in_words(environment))),
         ("versions", text(", ".join(versions)) if environment else ""),
         ("commit", page.code(environment.get("commit"))),
         ("packed data", page.code(environment.get("data_path"))),
@@ -361,6 +360,14 @@ def _data_in_words(run: Run) -> str:
         if isinstance(described.get(key), int)
     ]
     return ", ".join([run.dataset, *counts])
+
+
+def _processor_in_words(environment: dict[str, Any]) -> str:
+    words = [str(environment["cpu"])] if environment.get("cpu") else []
+    for key, one in (("cores", "core"), ("threads", "thread")):
+        if isinstance(environment.get(key), int):
+            words.append(counted(environment[key], one))
+    return ", ".join(words)
 
 
 def _training_in_words(summary: dict[str, Any]) -> str:

@@ -1,0 +1,409 @@
+"""Whatever a user gets wrong is one clear line and exit code 2, and nothing already saved is lost.
+
+The pictures, the names and the files of the issue's list, each through the real command.
+"""
+
+import contextlib
+import errno
+import io
+import os
+import shutil
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import fabricate
+from alexnet import checkpoint, log
+from alexnet.dataset import open_packed
+from alexnet.files import read_json
+from fabricate import FOLDER, SHAPES, alexnet, refusal
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("trained") / "run"
+    with fabricate.shared_cache(tmp_path_factory):
+        finished = alexnet(*SHAPES, "--run", path, "--max-steps", "2")
+    assert finished.code == 0, finished
+    return path
+
+
+@pytest.fixture
+def run(trained: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(trained, tmp_path / "run"))
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    return fabricate.pictures(tmp_path / "pictures")
+
+
+# --- Pictures -----------------------------------------------------------------------------------
+
+
+def test_a_path_that_is_not_there(tmp_path: Path) -> None:
+    said = refusal(*FOLDER, tmp_path / "nothing", "--run", tmp_path / "run")
+    assert f"no data set or folder '{tmp_path / 'nothing'}'" in said
+    assert "did you mean 'imagenette'" in refusal("train", "imagenete", "--run", tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_file_in_place_of_a_folder(tmp_path: Path) -> None:
+    (tmp_path / "cat.jpg").write_bytes(b"")
+    said = refusal(*FOLDER, tmp_path / "cat.jpg", "--run", tmp_path / "run")
+    assert "is a file; give the folder that holds the pictures" in said
+
+
+def test_a_folder_without_pictures(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    said = refusal(*FOLDER, tmp_path / "empty", "--run", tmp_path / "run")
+    assert "has no folders in it" in said
+    for name in ("cat", "dog"):
+        (tmp_path / "empty" / name).mkdir()
+        (tmp_path / "empty" / name / "notes.txt").write_text("no picture")
+    said = refusal(*FOLDER, tmp_path / "empty", "--run", tmp_path / "run")
+    assert "no pictures in" in said
+
+
+def test_a_class_folder_that_is_empty(source: Path, tmp_path: Path) -> None:
+    (source / "yellow").mkdir()
+    said = refusal(*FOLDER, source, "--run", tmp_path / "run")
+    assert f"class folder {source / 'yellow'} holds no pictures" in said
+
+
+def test_one_class_only(tmp_path: Path) -> None:
+    source = fabricate.pictures(tmp_path / "pictures", classes=("cat",))
+    said = refusal(*FOLDER, source, "--run", tmp_path / "run")
+    assert "one class only (cat); two are the least" in said
+
+
+def png() -> bytes:
+    pixels = np.random.default_rng(0).integers(0, 256, (80, 80, 3), dtype=np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def test_training_goes_on_without_the_pictures_that_cannot_be_read(
+    source: Path, tmp_path: Path
+) -> None:
+    whole = png()
+    bad = {
+        "blue/empty.png": b"",
+        "green/truncated.png": whole[: len(whole) // 2],
+        "grey/noise.jpg": bytes(range(256)) * 8,
+        "red/page.gif": b"<html>not found</html>",
+    }
+    for name, content in bad.items():
+        (source / name).write_bytes(content)
+    Image.new("RGB", (1, 1), "red").save(source / "red" / "one_pixel.png")
+    Image.new("L", (20_000, 3), 9).save(source / "grey" / "long.png")
+    Image.new("1", (20_000, 20_000)).save(source / "grey" / "bomb.png")
+    bad["grey/bomb.png"] = b""
+    run = tmp_path / "run"
+    finished = alexnet(*FOLDER, source, "--run", run)
+    assert finished.code == 0, finished
+    environment = read_json(run / "environment.json")
+    packed = open_packed(Path(environment["data_path"]))
+    assert {entry["path"] for entry in packed.left_out} == set(bad)
+    assert environment["dataset"]["left_out"] == len(bad)
+    for name in bad:
+        assert f"left out: {name}: " in finished.out
+    sources = {name for split in packed.splits.values() for name in split.sources}
+    assert {"red/one_pixel.png", "grey/long.png"} <= sources
+    assert len(sources) == 48 + 2
+
+
+def test_more_bad_pictures_than_lines_are_counted(tmp_path: Path) -> None:
+    source = fabricate.pictures(tmp_path / "pictures", per_class=15)
+    for index in range(12):
+        (source / "red" / f"broken{index:02d}.png").write_bytes(b"")
+    finished = alexnet(*FOLDER, source, "--run", tmp_path / "run")
+    assert finished.code == 0, finished
+    assert finished.out.count("left out: red/broken") == 10
+    assert "left out: 12 in all; see " in finished.out
+
+
+# --- Names and values ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("--recipe", "shaeps"), "no recipe 'shaeps'; did you mean 'shapes'?"),
+        (("--recipe", "zzz"), "no recipe 'zzz'; known: paper-2012, "),
+        (("--set", "network.name=smal"), "no network 'smal'; did you mean 'small'?"),
+        (("--set", "optimizer.lrr=1"), "no setting 'optimizer.lrr'; did you mean 'optimizer.lr'?"),
+        (("--set", "schedule.kind=linaer"), "no schedule 'linaer'; did you mean 'linear'?"),
+        (("--set", "schedule.table=x"), "no table 'x'; known: "),
+        (("--set", "network.name=paper"), "takes crops of 224 pixels: --set augment.crop_px=224"),
+        (("--set", "augment.crop_px=48"), "takes crops of 56 pixels: --set augment.crop_px=56"),
+        (("--set", "augment.crop_px=65"), "a crop is at most as large as the pictures"),
+        (("--set", "optimizer.lr=fast"), "optimizer.lr is a number; not 'fast'"),
+        (("--set", "optimizer.layer_weight_decay=konv:1"), "weight decay is set for 'konv'"),
+        (("--set", "evaluate.views=5"), 'evaluate.views is "1", "10" or "1,10"; not \'5\''),
+        (("--lr", "0"), "optimizer.lr is 0.0; it must be more than 0"),
+        (("--epochs", "0"), "schedule.epochs is 0.0; it must be more than 0"),
+        (("--epochs", "nan"), "schedule.epochs is nan"),
+        (("--batch-size", "0"), "optimizer.batch_size is 0; it must be at least 1"),
+        (("--seed", "-1"), "system.seed is -1"),
+        (("--device", "gpu"), "device 'gpu' cannot be used"),
+        (("--set", "data.num_train=0"), "num_train"),
+        (("--set", "data.num_classes=1"), "classes"),
+        (("--set", "data.num_classes=100000"), "classes"),
+    ],
+)
+def test_an_unknown_name_or_a_wrong_value(
+    tmp_path: Path, arguments: tuple[str, ...], said: str
+) -> None:
+    line = refusal("train", "--run", tmp_path / "run", *arguments)
+    assert said in line
+    assert not (tmp_path / "run").exists()
+
+
+def test_nothing_is_prepared_for_a_training_that_cannot_be(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ALEXNET_CACHE", str(tmp_path / "cache"))
+    refusal(*FOLDER, source, "--set", "network.name=smal", "--run", tmp_path / "run")
+    refusal(*FOLDER, source, "--device", "gpu", "--run", tmp_path / "run")
+    assert not (tmp_path / "cache").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("--views", "3"), "3 views: choose 1"),
+        (("--split", "tset"), "no split 'tset'"),
+        (("--weights", "1", "2"), "2 weights for 1 runs"),
+        (("--batch-size", "0"), "batch size is 0"),
+        (("--data", "nowhere"), "no data set or folder 'nowhere'"),
+        (("--device", "gpu"), "device 'gpu' cannot be used"),
+    ],
+)
+def test_evaluations_that_cannot_be(run: Path, arguments: tuple[str, ...], said: str) -> None:
+    before = fabricate.snapshot(run)
+    assert said in refusal("evaluate", run, *arguments)
+    assert fabricate.snapshot(run) == before
+
+
+# --- Folders ------------------------------------------------------------------------------------
+
+
+def test_a_run_folder_that_exists_is_left_alone(run: Path) -> None:
+    before = fabricate.snapshot(run)
+    assert f"{run} exists already: choose another --run" in refusal(*SHAPES, "--run", run)
+    assert fabricate.snapshot(run) == before
+
+
+def test_a_file_in_the_place_of_the_run(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    assert "exists already" in refusal(*SHAPES, "--run", tmp_path / "file")
+    assert "cannot write" in refusal(*SHAPES, "--run", tmp_path / "file" / "run")
+
+
+def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
+    folder = tmp_path / "locked"
+    folder.mkdir()
+    with read_only(folder):
+        said = refusal(*SHAPES, "--max-steps", "1", "--run", folder / "run")
+    assert f"cannot write {folder / 'run'}" in said
+
+
+@contextlib.contextmanager
+def read_only(folder: Path) -> Iterator[None]:
+    """For root, whom permissions do not stop, a mount that is read-only."""
+    if os.geteuid() != 0:
+        folder.chmod(0o500)
+        yield
+        folder.chmod(0o700)
+        return
+    with mounted(folder, "ro"):
+        yield
+
+
+@contextlib.contextmanager
+def mounted(folder: Path, options: str) -> Iterator[None]:
+    command = ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(folder)]
+    try:
+        subprocess.run(command, check=True, capture_output=True)
+    except (OSError, subprocess.CalledProcessError) as error:
+        pytest.skip(f"this user may not mount a disk to fill or lock: {error}")
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", str(folder)], check=True)
+
+
+@pytest.mark.parametrize("command", ["evaluate", "report"])
+def test_a_folder_that_is_no_run(tmp_path: Path, command: str) -> None:
+    assert "nothing" in refusal(command, tmp_path / "nothing")
+    (tmp_path / "pictures").mkdir()
+    said = refusal(command, tmp_path / "pictures")
+    assert str(tmp_path / "pictures") in said
+    assert os.listdir(tmp_path / "pictures") == []
+
+
+# --- Damaged files ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("damage", ["cut", "flipped", "empty", "foreign", "gone"])
+def test_damaged_weights_are_not_evaluated(run: Path, damage: str) -> None:
+    path = run / "model.safetensors"
+    if damage == "cut":
+        path.write_bytes(path.read_bytes()[:-100])
+    elif damage == "flipped":
+        fabricate.flip_bit(path, 0.7, 6)
+    elif damage == "empty":
+        path.write_bytes(b"")
+    elif damage == "foreign":
+        torch.save({"state_dict": {}}, path)
+    else:
+        path.unlink()
+    assert "model.safetensors" in refusal("evaluate", run, "--views", "1")
+
+
+@pytest.mark.parametrize("name", ["recipe.json", "environment.json"])
+@pytest.mark.parametrize("content", ["", "{", "[]", "null"])
+def test_damaged_descriptions_are_named(run: Path, name: str, content: str) -> None:
+    (run / name).write_text(content)
+    for path in run.glob("predictions_*"):
+        path.unlink()
+    assert name in refusal("evaluate", run, "--views", "1")
+
+
+def test_a_report_is_written_of_what_is_whole(run: Path) -> None:
+    (run / "summary.json").write_text("{")
+    fabricate.flip_bit(run / "model.safetensors", 0.7)
+    (run / "predictions_val_1.npz").write_bytes(b"PK")
+    finished = alexnet("report", run)
+    assert (finished.code, finished.err) == (0, ""), finished
+    assert (run / "report.html").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "damage"),
+    [
+        ("dataset.json", "cut"),
+        ("train/images.npy", "cut"),
+        ("train/labels.npy", "empty"),
+        ("val/images.npy", "gone"),
+        ("statistics.npz", "cut"),
+    ],
+)
+def test_damaged_packed_files_are_named(
+    source: Path, tmp_path: Path, name: str, damage: str
+) -> None:
+    packed = tmp_path / "packed"
+    assert alexnet("prepare", source, packed, "--image-px", "64").code == 0
+    path = packed / name
+    if damage == "gone":
+        path.unlink()
+    else:
+        path.write_bytes(b"" if damage == "empty" else path.read_bytes()[:-10])
+    said = refusal(*FOLDER, packed, "--run", tmp_path / "run")
+    assert str(path) in said
+    assert "prepare it again" in said
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_packed_data_set_of_another_size(source: Path, tmp_path: Path) -> None:
+    packed = tmp_path / "packed"
+    assert alexnet("prepare", source, packed, "--image-px", "48").code == 0
+    said = refusal(*FOLDER, packed, "--run", tmp_path / "run")
+    assert "is packed at 48 px, but 64 px are asked for" in said
+
+
+# --- A full disk --------------------------------------------------------------------------------
+
+
+def fill_up(monkeypatch: pytest.MonkeyPatch, is_hit: Callable[[Path], bool]) -> None:
+    """From now on there is no space for some files: half of each is written, then no more."""
+    write_bytes = Path.write_bytes
+
+    def full(path: Path, data: bytes) -> int:
+        if is_hit(path):
+            write_bytes(path, data[: len(data) // 2])
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+        return write_bytes(path, data)
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+
+
+@pytest.mark.parametrize(
+    "name", ["step-00000003.pt", "step-00000003.sha256", "model.safetensors", "summary.json"]
+)
+def test_what_is_saved_outlives_a_full_disk_and_training_goes_on_from_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    run, whole = tmp_path / "run", tmp_path / "whole"
+    assert alexnet(*SHAPES, "--run", run, "--max-steps", "2").code == 0
+    before = fabricate.snapshot(run / "checkpoints")
+    resume = ("train", "--resume", "--run", run, "--no-report", "--max-steps", "3")
+    with monkeypatch.context() as patch:
+        fill_up(patch, lambda path: name in path.name)
+        said = refusal(*resume)
+    assert f"no space left on the disk for {run}" in said
+    assert name in said
+    assert not list(run.rglob("*.tmp"))
+    if name.startswith("step"):
+        assert before.items() <= fabricate.snapshot(run / "checkpoints").items()
+    assert alexnet(*resume).code == 0
+    assert alexnet(*SHAPES, "--run", whole, "--max-steps", "3").code == 0
+    assert fabricate.losses(run) == fabricate.losses(whole)
+    expected = (whole / "model.safetensors").read_bytes()
+    assert (run / "model.safetensors").read_bytes() == expected
+
+
+class FullFile:
+    """A log for which there is no space."""
+
+    def write(self, text: str) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    def close(self) -> None:
+        pass
+
+
+def test_a_log_that_cannot_be_written_ends_the_run_in_one_line(
+    run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    init = log.RunLog.__init__
+
+    def without_space(self: log.RunLog, *arguments: Any, **settings: Any) -> None:
+        init(self, *arguments, **settings)
+        self.file.close()
+        self.file = FullFile()  # type: ignore[assignment]
+
+    monkeypatch.setattr(log.RunLog, "__init__", without_space)
+    said = refusal("train", "--resume", "--run", run, "--max-steps", "3", "--no-report")
+    assert f"no space left on the disk for {run / 'log.jsonl'}" in said
+
+
+def test_a_disk_that_is_really_full(tmp_path: Path) -> None:
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    with mounted(disk, "size=24m"):
+        run = disk / "run"
+        often = ("--set", "system.checkpoint_minutes=0.00001", "--set", "system.keep_checkpoints=9")
+        said = refusal(*SHAPES, "--run", run, "--max-steps", "60", *often)
+        assert "o space left on" in said
+        warnings: list[str] = []
+        state = checkpoint.load_newest(run / "checkpoints", warnings.append)
+        assert not warnings
+        assert state["step"] > 0
+        assert not list(run.rglob("*.tmp"))
+        resume = ("train", "--resume", "--run", run, "--no-report")
+        for path in checkpoint.available(run / "checkpoints")[1:]:
+            path.unlink()
+        steps = str(state["step"] + 2)
+        fewer = ("--max-steps", steps, "--set", "system.keep_checkpoints=1")
+        finished = alexnet(*resume, *fewer)
+        assert finished.code == 0, finished
+        assert list(fabricate.losses(run)) == list(range(1, int(steps) + 1))
