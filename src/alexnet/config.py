@@ -89,7 +89,7 @@ class SystemConfig:
     checkpoint_minutes: float = 10.0
     keep_checkpoints: int = 2
     scales_steps: int = 0
-    stall_steps: int = 300
+    stall_steps: int = 1000
     stall_margin: float = 0.01
 
 
