@@ -99,6 +99,8 @@ def _kernel_statement(shares: list[float]) -> str:
         return f"Column {more} sees colour, column {1 - more} light and dark"
     if high > 1.25 * low:
         return f"Column {more} sees more colour than column {1 - more}"
+    if high < 0.3:
+        return "Both columns see light and dark rather than colour"
     return "Both columns see colour alike"
 
 
@@ -202,7 +204,7 @@ def neighbours(material: Material, progress: Progress | None) -> str:
     save(figures.neighbours(rows, title=statement), material.figures, "neighbours")
     pool = f"{searched:,}" if searched < len(splits["train"]) else f"all {searched:,}"
     words = (
-        f"On the left a picture that it has not seen, then the {len(rows[0].pictures)} of {pool} "
+        f"On the left a picture that it has not seen, then those {len(rows[0].pictures)} of {pool} "
         "training pictures whose features are nearest by Euclidean distance, in "
         f"{model.network.feature_layer}, the last hidden layer (Figure 4, right). "
         "Names in italics are of another class."

@@ -220,7 +220,9 @@ def _split_of(
         return None
     split = dataset.splits.get(predictions.split)
     if split is not None and np.array_equal(split.labels, predictions.labels):
-        sources = hashlib.sha256("\n".join(split.sources).encode()).hexdigest()
+        sources = hashlib.sha256(
+            "\n".join(split.sources).encode(errors="surrogatepass")
+        ).hexdigest()
         if predictions.pictures_sha256 in ("", sources):
             return split
     why["data"] = f"The saved predictions are not of the pictures in {dataset.path}."

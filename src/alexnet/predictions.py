@@ -148,7 +148,9 @@ def predict(
         np.array(split.labels, np.int64),
         split.name,
         views,
-        pictures_sha256=hashlib.sha256("\n".join(split.sources).encode()).hexdigest(),
+        pictures_sha256=hashlib.sha256(
+            "\n".join(split.sources).encode(errors="surrogatepass")
+        ).hexdigest(),
     )
 
 
