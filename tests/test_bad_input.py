@@ -120,6 +120,21 @@ def test_training_goes_on_without_the_pictures_that_cannot_be_read(
     assert len(sources) == 48 + 2
 
 
+def test_names_that_are_not_utf_8_do_no_harm(source: Path, tmp_path: Path) -> None:
+    name = os.fsdecode(b"caf\xe9.png")
+    try:
+        (source / "red" / name).write_bytes(png())
+    except OSError:
+        pytest.skip("this file system takes names in UTF-8 only")
+    (source / "red" / f"broken-{name}").write_bytes(b"")
+    run = tmp_path / "run"
+    command = [part for part in FOLDER if part != "--no-report"]
+    assert alexnet(*command, source, "--run", run).code == 0
+    packed = open_packed(Path(read_json(run / "environment.json")["data_path"]))
+    assert f"red/{name}" in packed.splits["train"].sources + packed.splits["val"].sources
+    assert [entry["path"] for entry in packed.left_out] == [f"red/broken-{name}"]
+
+
 def test_more_bad_pictures_than_lines_are_counted(tmp_path: Path) -> None:
     source = fabricate.pictures(tmp_path / "pictures", per_class=15)
     for index in range(12):

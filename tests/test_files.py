@@ -113,6 +113,14 @@ def test_missing_json_is_named(tmp_path: Path) -> None:
         read_json(tmp_path / "recipe.json")
 
 
+def test_a_name_that_is_not_utf_8_can_be_written(tmp_path: Path) -> None:
+    name = os.fsdecode(b"caf\xe9.png")
+    write_text(tmp_path / "page", name)
+    assert (tmp_path / "page").read_text() == "caf\\udce9.png"
+    write_json(tmp_path / "list", [name])
+    assert read_json(tmp_path / "list") == [name]
+
+
 def test_sha256_is_of_the_whole_file(tmp_path: Path) -> None:
     data = bytes(range(256)) * 5_000
     (tmp_path / "file").write_bytes(data)

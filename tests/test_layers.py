@@ -456,3 +456,15 @@ def test_a_locally_connected_layer_has_the_exact_gradient() -> None:
         return torch.func.functional_call(layer, parameters, (x,))
 
     assert gradcheck(run, (x, layer.weight, layer.bias))
+
+
+@pytest.mark.parametrize(("size", "columns"), [(5, 1), (5, 2), (4, 2), (9, 3)])
+def test_the_two_ways_to_sum_over_maps_agree(size: int, columns: int) -> None:
+    x = torch.randn(2, 12, 3, 4, dtype=torch.float64)
+    band = layers.channel_band(12, size, columns).double()
+    below, above = size // 2, size - 1 - size // 2
+    expected = F.conv2d(x, band, groups=columns)
+    torch.testing.assert_close(layers.map_sum(x, below, above, columns), expected)
+    transposed = layers.channel_band(12, size, columns, transpose=True).double()
+    expected = F.conv2d(x, transposed, groups=columns)
+    torch.testing.assert_close(layers.map_sum(x, above, below, columns), expected)

@@ -1,6 +1,6 @@
 """Make each mistake that a user can make, and write down what the command line answers.
 
-    python bad_input.py > answers.md          (as root, for the full disk: a tmpfs of 3 MB)
+    python bad_input.py > answers.md          (as root, for the full disk: a tmpfs of 7 MB)
 
 Every case is one process. Pictures are made here; nothing outside a temporary folder is touched.
 """
@@ -111,7 +111,7 @@ def main() -> None:
 
     full = home / "full"
     full.mkdir()
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=14m", "tmpfs", full]).returncode == 0:
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=7m", "tmpfs", full]).returncode == 0:
         try:
             case("a full disk", *run, "--run", "full/run")
             kept = sorted(path.name for path in full.glob("run/checkpoints/*.pt"))

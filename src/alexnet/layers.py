@@ -39,12 +39,21 @@ def response_norm(
     never crosses from one column's maps to the other's. `alpha` multiplies the *sum*, as the
     paper prints it; the 2012 source divides its 1e-4 by the window size (`layer.py`).
     """
-    band = channel_band(x.shape[1], size, columns).to(x)
-    transposed = channel_band(x.shape[1], size, columns, transpose=True).to(x)
-    return _power_norm(
+    below = size // 2
+    above = size - 1 - below
+    if x.device.type == "cpu":  # there, a product with a band is the fastest sum
+        band = channel_band(x.shape[1], size, columns).to(x)
+        transposed = channel_band(x.shape[1], size, columns, transpose=True).to(x)
+        return _power_norm(
+            x,
+            lambda squares: F.conv2d(squares, band, groups=columns),
+            lambda products: F.conv2d(products, transposed, groups=columns),
+            (alpha, beta, k),
+        )
+    return _power_norm(  # elsewhere it might be done in TF32
         x,
-        lambda squares: F.conv2d(squares, band, groups=columns),
-        lambda products: F.conv2d(products, transposed, groups=columns),
+        lambda squares: map_sum(squares, below, above, columns),
+        lambda products: map_sum(products, above, below, columns),
         (alpha, beta, k),
     )
 
@@ -67,6 +76,12 @@ def _column_norm(x: Tensor, size: int, alpha: float, beta: float, k: float) -> T
     padded = F.pad(x.square(), (0, 0, 0, 0, below, size - 1 - below))
     total = torch.stack([padded[:, i : i + x.shape[1]] for i in range(size)]).sum(0)
     return x / (k + alpha * total) ** beta
+
+
+def map_sum(x: Tensor, below: int, above: int, columns: int) -> Tensor:
+    """Sum of maps c - below .. c + above of each column, clipped to it: (B, C, H, W) -> same."""
+    padded = F.pad(x.reshape(len(x), columns, -1, *x.shape[2:]), (0, 0, 0, 0, below, above))
+    return padded.unfold(2, below + 1 + above, 1).sum(-1).flatten(1, 2)
 
 
 def channel_band(maps: int, size: int, columns: int, *, transpose: bool = False) -> Tensor:

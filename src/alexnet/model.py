@@ -91,7 +91,7 @@ class AlexNet(nn.Module):
                 nn.init.constant_(bias, layer.bias)
 
     def forward(self, images: Tensor) -> Tensor:
-        x = images
+        x = self._checked(images)
         for layer in self.network.layers:
             x = self._run(layer, x)
         return x  # (B, num_classes)
@@ -121,7 +121,7 @@ class AlexNet(nn.Module):
 
     def _stages(self, images: Tensor) -> Iterator[tuple[Layer, Tensor, Tensor]]:
         """Yield (layer, its linear output, its output after the nonlinearity)."""
-        x = images
+        x = self._checked(images)
         for layer in self.network.layers:
             linear = after = x = self._linear(layer, x)
             for step in layer.then:
@@ -139,18 +139,21 @@ class AlexNet(nn.Module):
     def _linear(self, layer: Layer, x: Tensor) -> Tensor:
         if isinstance(layer, Full):
             x = x.flatten(1)
-            self._check_width(layer, x)
         elif layer.rounded_up:
             x = layers.pad_overhang(x, layer.kernel, layer.stride, layer.padding)
         return cast(Tensor, self.get_submodule(layer.name)(x))
 
-    def _check_width(self, layer: Layer, x: Tensor) -> None:
-        expected = self.get_parameter(f"{layer.name}.weight").shape[1]
-        if x.shape[1] != expected:
+    def _checked(self, images: Tensor) -> Tensor:
+        """Raises UserError for anything but a batch of float pictures of the right size."""
+        sizes = self.network.picture_sizes()
+        shapes = [(3, px, px) for px in sizes]
+        if tuple(images.shape[1:]) not in shapes or not images.is_floating_point():
+            wanted = " or ".join(f"(B, 3, {px}, {px})" for px in sizes)
             raise UserError(
-                f"network {self.name} takes pictures of {self.network.input_px} pixels: "
-                f"{layer.name} got {x.shape[1]} numbers instead of {expected}"
+                f"network {self.name} takes float pictures {wanted}, not "
+                f"{str(images.dtype).removeprefix('torch.')} {tuple(images.shape)}"
             )
+        return images
 
     @property
     def name(self) -> str:

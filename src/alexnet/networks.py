@@ -119,6 +119,18 @@ class Network:
         """The last hidden layer: the image signature of Section 6.1."""
         return self.layers[-2].name
 
+    def picture_sizes(self) -> tuple[int, ...]:
+        """Sides of the pictures that it takes, in pixels.
+
+        Where conv1 overhangs a picture of 224 by three zeros, one of 227 that needs none will do.
+        """
+        first = self.layers[0]
+        assert isinstance(first, Conv)
+        extra = overhang(self.input_px, first.kernel, first.stride, first.padding)
+        if not first.rounded_up or extra == 0:
+            return (self.input_px,)
+        return (self.input_px, self.input_px + extra)
+
     def layer(self, name: str) -> Layer:
         for layer in self.layers:
             if layer.name == name:
@@ -234,8 +246,9 @@ def map_steps(network: Network, function: Callable[[Step], Step | None]) -> Netw
 def without_layer(network: Network, layer_name: str) -> Network:
     """The network without one layer; a pool or a meeting of the columns that it held stays.
 
-    So an ablation takes away depth alone (Section 7): the layer before inherits the pool, the
-    layer after reads what the missing one read.
+    So an ablation takes away depth and little else (Section 7): the layer before inherits the
+    pool, the layer after reads what the missing one read. Without conv5, fc6 reads the 384 maps
+    of conv4 instead of 256.
     """
     layers = list(network.layers)
     at = network.layer_names.index(layer_name)
