@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 
 import fabricate
-from alexnet import train
+from alexnet import step
 from alexnet.layers import max_pool
 from alexnet.loader import read_batch
 
@@ -17,12 +17,12 @@ def cache(tmp_path_factory: pytest.TempPathFactory):
         yield
 
 
-def source_training() -> tuple[train.Training, object]:
+def source_training() -> tuple[step.Training, object]:
     recipe = fabricate.recipe(
         augment={"mean": "centre", "colour": "source"}, network={"dropout": "none"}
     )
     dataset = fabricate.shapes()
-    return train.start(recipe, dataset), dataset
+    return step.start(recipe, dataset), dataset
 
 
 def plain_input(batch, found) -> np.ndarray:
@@ -42,7 +42,7 @@ def test_colours_are_shifted_by_standard_deviations_and_the_picture_divided_by_1
     draws = batch.colour.numpy().astype(np.float64)
     shift = 0.1 * (draws * np.sqrt(found.eigenvalues)) @ found.eigenvectors.T
     expected = (plain_input(batch, found) + shift[:, :, None, None]) / 1.1
-    images, _ = train.network_input(training, batch)
+    images, _ = step.network_input(training, batch)
     np.testing.assert_allclose(images.numpy(), expected, atol=1e-3)
 
 
@@ -50,7 +50,7 @@ def test_without_colour_noise_late_in_training_pictures_have_their_full_scale() 
     training, dataset = source_training()
     training.colour_noise = False
     batch = read_batch(dataset.splits["train"], training.recipe, 0, 0)
-    images, _ = train.network_input(training, batch)
+    images, _ = step.network_input(training, batch)
     np.testing.assert_allclose(images.numpy(), plain_input(batch, dataset.statistics), atol=1e-3)
 
 
@@ -59,11 +59,11 @@ def test_a_short_minibatch_is_averaged_over_its_own_pictures() -> None:
     recipe, split = training.recipe, dataset.splits["train"]
     last = read_batch(split, recipe, 0, len(split) // recipe.optimizer.batch_size)
     assert 0 < len(last.labels) < recipe.optimizer.batch_size
-    images, labels = train.network_input(training, last)
+    images, labels = step.network_input(training, last)
     parameters = list(training.model.parameters())
     summed = F.cross_entropy(training.model(images), labels, reduction="sum") / len(labels)
     wanted = torch.autograd.grad(summed, parameters)
-    train.train_step(training, images, labels)
+    step.train_step(training, images, labels)
     for parameter, gradient in zip(parameters, wanted, strict=True):
         torch.testing.assert_close(parameter.grad, gradient, rtol=1e-4, atol=1e-7)
 

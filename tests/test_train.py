@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 import alexnet
 import fabricate
-from alexnet import checkpoint, train
+from alexnet import checkpoint, step, train
 from alexnet.config import SECTIONS, Recipe, differences, from_dict
 from alexnet.errors import UserError
 from alexnet.files import read_json
@@ -170,9 +170,9 @@ def log_lines(run: Path) -> list[str]:
 
 def test_the_first_loss_is_that_of_fresh_weights_on_the_first_minibatch(run: Path) -> None:
     recipe, dataset = tiny_recipe(), fabricate.shapes()
-    training = train.start(recipe, dataset)
+    training = step.start(recipe, dataset)
     batch = read_batch(dataset.splits["train"], recipe, 0, 0)
-    images, labels = train.network_input(training, batch)
+    images, labels = step.network_input(training, batch)
     training.model.train()
     loss = F.cross_entropy(training.model(images), labels)
     assert loss.item() == pytest.approx(fabricate.losses(run)[1], rel=1e-5)
@@ -205,10 +205,8 @@ def test_tensorboard_has_what_the_log_has(run: Path) -> None:
 
 def test_a_step_is_the_gradient_of_the_mean_loss_by_the_papers_rule() -> None:
     recipe, dataset = tiny_recipe(network={"dropout": "none"}), fabricate.shapes()
-    training = train.start(recipe, dataset)
-    images, labels = train.network_input(
-        training, read_batch(dataset.splits["train"], recipe, 0, 0)
-    )
+    training = step.start(recipe, dataset)
+    images, labels = step.network_input(training, read_batch(dataset.splits["train"], recipe, 0, 0))
     training.model.train()
     parameters = list(training.model.parameters())
     expected = [parameter.detach().clone() for parameter in parameters]
@@ -218,7 +216,7 @@ def test_a_step_is_the_gradient_of_the_mean_loss_by_the_papers_rule() -> None:
     paper_sgd_step_reference(
         expected, gradients, velocities, lr=0.01, momentum=0.9, weight_decay=0.0005
     )
-    assert train.train_step(training, images, labels).item() == pytest.approx(loss.item())
+    assert step.train_step(training, images, labels).item() == pytest.approx(loss.item())
     for parameter, wanted in zip(parameters, expected, strict=True):
         torch.testing.assert_close(parameter.detach(), wanted, rtol=1e-5, atol=1e-7)
 
@@ -227,9 +225,9 @@ def test_a_step_is_the_gradient_of_the_mean_loss_by_the_papers_rule() -> None:
 def test_the_network_sees_its_crop_mirrored_less_the_mean_and_shifted(mean: str) -> None:
     recipe = tiny_recipe(augment={"mean": mean, "colour": "paper"})
     dataset = fabricate.shapes()
-    training = train.start(recipe, dataset)
+    training = step.start(recipe, dataset)
     batch = read_batch(dataset.splits["train"], recipe, 2, 1)
-    images, labels = train.network_input(training, batch)
+    images, labels = step.network_input(training, batch)
     assert torch.equal(labels, batch.labels)
     found = dataset.statistics
     for row in range(len(labels)):
@@ -310,8 +308,8 @@ def test_due_falls_as_often_as_its_multiples(every: float, steps: int) -> None:
     found = [step for step in range(1, steps + 1) if train.due(step, every)]
     if every >= 1:
         assert len(found) == math.floor(steps / every)
-    for step in found:
-        assert math.floor(step / every) * every > step - 1
+    for at in found:
+        assert math.floor(at / every) * every > at - 1 - 1e-9  # quotients are rounded
 
 
 @pytest.mark.parametrize(
@@ -393,9 +391,9 @@ def test_a_run_that_stays_at_chance_says_so_and_goes_on(tmp_path: Path) -> None:
 
 
 def test_dead_layers_are_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    start = train.start
+    start = step.start
 
-    def with_dead_units(*arguments: Any) -> train.Training:
+    def with_dead_units(*arguments: Any) -> step.Training:
         training = start(*arguments)
         with torch.no_grad():
             training.model.get_parameter("fc6.bias").fill_(-1e6)
@@ -414,13 +412,13 @@ def test_dead_layers_are_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 @pytest.mark.parametrize("name", ["gpu", "cuda:99", "meta", ""])
 def test_a_device_that_cannot_be_used_is_named(name: str) -> None:
     with pytest.raises(UserError, match=r"device .* cannot be used: .*try --device cpu") as caught:
-        train.find_device(name)
+        step.find_device(name)
     assert "\n" not in str(caught.value)
 
 
 def test_the_cpu_can_be_used() -> None:
-    assert train.find_device("cpu").type == "cpu"
-    assert train.find_device("auto").type in ("cpu", "cuda")
+    assert step.find_device("cpu").type == "cpu"
+    assert step.find_device("auto").type in ("cpu", "cuda")
 
 
 # --- Learning -----------------------------------------------------------------------------------

@@ -150,7 +150,9 @@ def train(
     if not no_report:
         from alexnet.report import write_report
 
-        console.print(f"report: {write_report(folder)}", highlight=False, soft_wrap=True)
+        with _Progress(console, "looking for neighbours") as advance:
+            page = write_report(folder, progress=advance)
+        console.print(f"report: {page}", highlight=False, soft_wrap=True)
     if json_:
         print(json.dumps(summary))
 
@@ -291,7 +293,7 @@ def _check_before_data(recipe: "Recipe") -> None:
     """Find what cannot be before pictures are prepared, which may take long."""
     from alexnet.networks import find_network
     from alexnet.schedule import make_schedule
-    from alexnet.train import find_device
+    from alexnet.step import find_device
 
     network = find_network(recipe.network.name)
     if network.input_px != recipe.augment.crop_px:
@@ -372,7 +374,7 @@ def evaluate(
     """
     from alexnet.evaluate import evaluate_runs
     from alexnet.results import print_results
-    from alexnet.train import find_device
+    from alexnet.step import find_device
 
     console = Console(stderr=json_)
     with _Progress(console, "evaluating") as advance:
@@ -403,7 +405,9 @@ def report(run: Positional[Path], /, *, data: str | None = None) -> None:
     from alexnet.report import write_report
 
     console = Console()
-    console.print(str(write_report(run, data=data)), highlight=False, soft_wrap=True)
+    with _Progress(console, "looking for neighbours") as advance:
+        page = write_report(run, data=data, progress=advance)
+    console.print(str(page), highlight=False, soft_wrap=True)
 
 
 def prepare(

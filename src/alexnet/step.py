@@ -1,0 +1,191 @@
+"""One step of learning (Section 5): everything that changes, and how a minibatch changes it.
+
+`start` makes the network, its optimiser and its schedule as a recipe says; `network_input` turns
+a batch of uint8 crops into what the network sees, on its device; `train_step` is the update.
+
+Not here: the order of a whole training (`train.py`).
+"""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from alexnet.augment import Preprocessing, add_colour_noise, colour_basis, flip_where, subtract_mean
+from alexnet.config import Recipe
+from alexnet.dataset import PackedDataset
+from alexnet.errors import UserError
+from alexnet.loader import Batch
+from alexnet.model import AlexNet, build
+from alexnet.networks import find_network, with_dropout
+from alexnet.optim import PaperSGD, parameter_groups
+from alexnet.schedule import Schedule, make_schedule
+from alexnet.stall import StallDetector
+
+
+@dataclass
+class Training:
+    """Everything that changes while a network learns, and what it learns with."""
+
+    recipe: Recipe
+    device: torch.device
+    model: AlexNet
+    optimizer: PaperSGD
+    schedule: Schedule
+    detector: StallDetector
+    preprocessing: Preprocessing
+    colour_basis: Tensor | None
+    dropout_generator: torch.Generator
+    noise_generator: torch.Generator
+    step: int = 0
+    colour_noise: bool = True
+    reason: str = "start"
+    seconds: float = 0.0
+    wait_seconds: float = 0.0
+    rates: list[float] = field(default_factory=list)  # images per second, each step
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "network": self.model.network.name,
+            "num_classes": self.model.num_classes,
+            "step": self.step,
+            "reason": self.reason,
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "schedule": self.schedule.state_dict(),
+            "detector": self.detector.state_dict(),
+            "dropout": self.dropout_generator.get_state(),
+            "noise": self.noise_generator.get_state(),
+            "seconds": self.seconds,
+            "wait_seconds": self.wait_seconds,
+            "rates": self.rates,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Raises UserError for a checkpoint of another network or version of alexnet."""
+        missing = self.state_dict().keys() - state.keys()
+        if missing:
+            raise UserError(
+                f"the checkpoint was written by another version of alexnet: it has no "
+                f"{', '.join(sorted(missing))}; start a new run"
+            )
+        here = (self.model.network.name, self.model.num_classes)
+        there = (state["network"], state["num_classes"])
+        if here != there:
+            raise UserError(
+                f"the checkpoint is of network {there[0]} with {there[1]} classes, the recipe "
+                f"says {here[0]} with {here[1]}; resume with the recipe that the run began with"
+            )
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.schedule.load_state_dict(state["schedule"])
+        self.detector.load_state_dict(state["detector"])
+        self.dropout_generator.set_state(state["dropout"])
+        self.noise_generator.set_state(state["noise"])
+        self.step, self.reason = state["step"], state["reason"]
+        self.seconds, self.wait_seconds = state["seconds"], state["wait_seconds"]
+        self.rates = list(state["rates"])
+
+
+def start(recipe: Recipe, dataset: PackedDataset) -> Training:
+    """Fresh weights, optimiser and schedule, as the recipe says; the seed decides the weights.
+
+    Raises UserError for a network or setting that does not fit the pictures.
+    """
+    device = find_device(recipe.system.device)
+    if recipe.system.threads:
+        torch.set_num_threads(recipe.system.threads)
+    network = with_dropout(find_network(recipe.network.name), recipe.network.dropout)
+    seed = recipe.system.seed
+    model = build(network, len(dataset.class_names), torch.Generator().manual_seed(seed))
+    model.to(device).to(memory_format=torch.channels_last)
+    dropout_generator = torch.Generator(device).manual_seed(seed + 1)
+    model.dropout_generator = dropout_generator
+    settings, found = recipe.optimizer, dataset.statistics
+    groups = parameter_groups(
+        model,
+        lr=settings.lr,
+        bias_lr=settings.bias_lr,
+        weight_decay=settings.weight_decay,
+        bias_decay=settings.bias_weight_decay,
+        layer_weight_decay=recipe.layer_weight_decay,
+    )
+    basis = None
+    if recipe.augment.colour != "none":
+        basis = colour_basis(
+            torch.from_numpy(found.eigenvalues),
+            torch.from_numpy(found.eigenvectors),
+            recipe.augment.colour,
+        ).to(device, torch.float32)
+    return Training(
+        recipe=recipe,
+        device=device,
+        model=model,
+        optimizer=PaperSGD(groups, momentum=settings.momentum),
+        schedule=make_schedule(recipe.schedule),
+        detector=StallDetector(
+            len(dataset.class_names),
+            recipe.system.stall_steps,
+            recipe.system.stall_margin,
+            label_counts=np.bincount(dataset.splits["train"].labels).tolist(),
+        ),
+        preprocessing=Preprocessing(
+            torch.from_numpy(found.mean_image),
+            recipe.augment.crop_px,
+            recipe.augment.mean,
+            network.input_std,
+        ).to(device),
+        colour_basis=basis,
+        dropout_generator=dropout_generator,
+        noise_generator=torch.Generator().manual_seed(seed + 2),
+    )
+
+
+def find_device(name: str) -> torch.device:
+    """ "auto" takes a GPU where there is one. Raises UserError for a device that is not there."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.zeros(1, device=device).item()
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"device {name!r} cannot be used: {reason}; try --device cpu") from None
+    return device
+
+
+def network_input(training: Training, batch: Batch) -> tuple[Tensor, Tensor]:
+    """Mirror, subtract the mean and shift colours on the device: float (B, 3, s, s), labels."""
+    device = training.device
+    top, left, flip = (part.to(device) for part in (batch.top, batch.left, batch.flip))
+    crops = flip_where(batch.crops.to(device, non_blocking=True), flip)
+    images = subtract_mean(crops, top, left, flip, training.preprocessing)
+    if training.colour_basis is not None and training.colour_noise:
+        augment = training.recipe.augment
+        images = add_colour_noise(
+            images,
+            batch.colour.to(device),
+            training.colour_basis,
+            augment.colour,
+            augment.colour_strength,
+        )
+    return images, batch.labels.to(device)
+
+
+def train_step(training: Training, images: Tensor, labels: Tensor) -> Tensor:
+    """One update on the mean cross-entropy of a minibatch; its loss, still on the device."""
+    training.optimizer.zero_grad(set_to_none=True)
+    with autocast(training):
+        logits = training.model(images)
+    loss = F.cross_entropy(logits.float(), labels)
+    loss.backward()  # type: ignore[no-untyped-call]
+    training.optimizer.step()
+    return loss.detach()
+
+
+def autocast(training: Training) -> torch.autocast:
+    enabled = training.recipe.system.precision == "bf16"
+    return torch.autocast(training.device.type, torch.bfloat16, enabled=enabled)
