@@ -16,7 +16,7 @@ LEVELS = [
     {"augment", "files", "networks", "optim", "schedule", "shapes"},
     {"checkpoint", "config", "dataset", "differences", "drawing", "log", "model"},
     {"describe", "loader", "predictions", "prepare", "recipes", "weights"},
-    {"material", "results", "retrieval"},
+    {"material", "results", "retrieval", "step"},
     {"curves", "evaluate", "findings"},
     {"figures", "train"},
     {"exhibits"},

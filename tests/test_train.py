@@ -44,9 +44,8 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def tiny_recipe(**sections: dict[str, Any]) -> Recipe:
     flags = {"data": {"num_train": 96, "num_val": 24, "num_classes": 4}}
-    return fabricate.recipe(
-        optimizer={"batch_size": 16}, system={"device": "cpu"}, **{**flags, **sections}
-    )
+    sections["system"] = {"device": "cpu", **sections.get("system", {})}
+    return fabricate.recipe(optimizer={"batch_size": 16}, **{**flags, **sections})
 
 
 # --- What a run leaves --------------------------------------------------------------------------
@@ -367,7 +366,6 @@ def assert_good_checkpoints(run: Path) -> None:
         ("--set", "system.log_steps=100"),
         ("--set", "system.log_steps=100", "--set", "evaluate.every_epochs=0.2"),
         ("--set", "system.log_steps=100", "--set", "system.checkpoint_minutes=0.00001"),
-        ("--max-steps", "1"),
     ],
 )
 def test_weights_that_are_not_finite_are_never_saved(
@@ -384,8 +382,8 @@ def test_a_run_that_stays_at_chance_says_so_and_goes_on(tmp_path: Path) -> None:
     run = tmp_path / "run"
     losses = losses_of(run, "--lr", "1e-12", "--set", "system.stall_steps=4")
     assert len(losses) == STEPS
-    stalls = fabricate.events(run, "stall")
-    assert len(stalls) == 1
+    stalls = [event for event in fabricate.events(run, "stall") if "guess" in event["reason"]]
+    assert 1 <= len(stalls) <= 2  # at the loss of guessing, and perhaps above it
     assert stalls[0]["step"] <= STEPS
     assert read_json(run / "recipe.json")["optimizer"]["lr"] == 1e-12
 
@@ -425,15 +423,15 @@ def test_the_cpu_can_be_used() -> None:
 
 
 def test_the_small_network_learns_shapes(tmp_path: Path) -> None:
-    """512 pictures of 4 classes, 96 steps of 32: far from ln(4) = 1.386."""
+    """512 pictures of 4 classes, 192 steps of 32: far from ln(4) = 1.386."""
     run = tmp_path / "run"
     finished = fabricate.alexnet(
         *("train", "--no-report", "--run", run, "--device", "cpu", "--batch-size", "32"),
-        *("--set", "data.num_train=512", "--set", "data.num_val=128", "--epochs", "6"),
+        *("--set", "data.num_train=512", "--set", "data.num_val=128", "--epochs", "12"),
         *("--set", "data.num_classes=4", "--set", "evaluate.views=1"),
     )
     assert finished.code == 0, finished
     losses = list(fabricate.losses(run).values())
-    assert len(losses) == 96
+    assert len(losses) == 192
     first, last = statistics.mean(losses[:8]), statistics.mean(losses[-8:])
     assert last < 0.8 * math.log(4), (first, last)

@@ -180,15 +180,18 @@ def _train(
 
 
 def _chosen_recipe(data: str | None, name: str | None) -> "Recipe":
-    from alexnet.config import diff
+    from alexnet.config import DataConfig, diff
     from alexnet.recipes import find_recipe
 
     defaults = {None: "shapes", "shapes": "shapes", "cifar10": "cifar10-80sec"}
     defaults["imagenette"] = "imagenette"
     recipe = find_recipe(name or defaults.get(data, "pictures"))
     if data:
-        shapes_only = {} if data == "shapes" else {"num_train": 0, "num_val": 0, "num_classes": 0}
-        recipe = diff(recipe, data={"dataset": data, **shapes_only})
+        sizes = find_recipe("shapes").data if data == "shapes" else DataConfig()
+        if data != "shapes" or not recipe.data.num_train:
+            names = ("num_train", "num_val", "num_classes")
+            recipe = diff(recipe, data={name: getattr(sizes, name) for name in names})
+        recipe = diff(recipe, data={"dataset": data})
     if not recipe.data.dataset:
         raise UserError(
             f"recipe {recipe.name} needs pictures: alexnet train DATA --recipe {recipe.name}"
@@ -441,7 +444,8 @@ def prepare(
             progress=advance,
         )
     counts = ", ".join(f"{len(split):,} {name}" for name, split in packed.splits.items())
-    console.print(f"{target}: {counts}, {len(packed.class_names)} classes", highlight=False)
+    said = f"{target}: {counts}, {len(packed.class_names)} classes"
+    console.print(said, highlight=False, soft_wrap=True)
     _print_left_out(packed, console, at_most=len(packed.left_out))
 
 

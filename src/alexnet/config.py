@@ -206,6 +206,9 @@ def check(recipe: Recipe) -> Recipe:
         _require(recipe, path, lambda value: 0 <= value < float("inf"), "0 or more")
     _require(recipe, "optimizer.momentum", lambda value: 0 <= value < 1, "in 0..1, 1 excluded")
     _require(recipe, "data.val_fraction", lambda value: 0 < value < 1, "between 0 and 1")
+    if recipe.data.dataset == "shapes":
+        for path, low in {"data.num_train": 1, "data.num_val": 1, "data.num_classes": 2}.items():
+            _require(recipe, path, lambda value, low=low: value >= low, f"at least {low}")
     if recipe.augment.crop_px > recipe.data.image_px:
         raise UserError(
             f"augment.crop_px is {recipe.augment.crop_px}: a crop is at most as large as the "

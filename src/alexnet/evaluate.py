@@ -87,6 +87,8 @@ def evaluate_runs(
     other classes, other pictures than the first run's, a split it does not have.
     """
     check_views(views)
+    if batch_size < 1:
+        raise UserError(f"the batch size is {batch_size}; it must be at least 1")
     if precision not in PRECISIONS:
         raise UserError(f"unknown precision {precision!r}{suggest(precision, PRECISIONS)}")
     if not run_dirs:
