@@ -177,7 +177,7 @@ def test_more_bad_pictures_than_lines_are_counted(tmp_path: Path) -> None:
 def test_an_unknown_name_or_a_wrong_value(
     tmp_path: Path, arguments: tuple[str, ...], said: str
 ) -> None:
-    line = refusal("train", "--run", tmp_path / "run", *arguments)
+    line = refusal(*SHAPES, "--run", tmp_path / "run", *arguments)
     assert said in line
     assert not (tmp_path / "run").exists()
 

@@ -257,7 +257,8 @@ def test_prepare_packs_a_folder_that_train_takes(tmp_path: Path) -> None:
 
 def test_train_leaves_a_report_unless_it_is_told_not_to(tmp_path: Path) -> None:
     command = [part for part in SHAPES if part != "--no-report"]
-    finished = alexnet(*command, "--run", tmp_path / "run", "--max-steps", "2")
+    run = tmp_path / "a [dim] run"
+    finished = alexnet(*command, "--run", run, "--max-steps", "2")
     assert finished.code == 0, finished
-    assert (tmp_path / "run" / "report.html").stat().st_size > 1000
-    assert f"report: {tmp_path / 'run' / 'report.html'}" in finished.out
+    assert (run / "report.html").stat().st_size > 1000
+    assert f"report: {run / 'report.html'}" in finished.out.splitlines()

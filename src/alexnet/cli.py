@@ -152,7 +152,7 @@ def train(
 
         with _Progress(console, "looking for neighbours") as advance:
             page = write_report(folder, progress=advance)
-        console.print(f"report: {page}", highlight=False, soft_wrap=True)
+        console.print(f"report: {page}", highlight=False, markup=False, soft_wrap=True)
     if json_:
         print(json.dumps(summary))
 
@@ -410,7 +410,7 @@ def report(run: Positional[Path], /, *, data: str | None = None) -> None:
     console = Console()
     with _Progress(console, "looking for neighbours") as advance:
         page = write_report(run, data=data, progress=advance)
-    console.print(str(page), highlight=False, soft_wrap=True)
+    console.print(str(page), highlight=False, markup=False, soft_wrap=True)
 
 
 def prepare(
@@ -445,7 +445,7 @@ def prepare(
         )
     counts = ", ".join(f"{len(split):,} {name}" for name, split in packed.splits.items())
     said = f"{target}: {counts}, {len(packed.class_names)} classes"
-    console.print(said, highlight=False, soft_wrap=True)
+    console.print(said, highlight=False, markup=False, soft_wrap=True)
     _print_left_out(packed, console, at_most=len(packed.left_out))
 
 
