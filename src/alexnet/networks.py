@@ -531,7 +531,7 @@ def _small() -> Network:
             Conv("conv5", 64, 3, ("relu", Pool()), padding=1, std=0.07),
             Full("fc6", 256, _HIDDEN, std=0.03),
             Full("fc7", 256, _HIDDEN, std=0.06),
-            Full("fc8", 0, (), std=0.005),
+            Full("fc8", 0, (), std=0.015),
         ),
     )
 
