@@ -47,6 +47,11 @@ def main(folder: Path) -> None:
                 counts = [event[key] for key in ("views", "images", "top1_wrong", "top5_wrong")]
                 row = [run.name, step, f"{event['epoch']:.2f}", *counts]
                 errors += [row] if row not in errors else []
+        if (run / "ten.json").exists():  # of alexnet evaluate RUN --views 10 --json
+            scored = json.loads((run / "ten.json").read_text())
+            found = scored["runs"][0]
+            counts = [found[key] for key in ("images", "top1_wrong", "top5_wrong")]
+            errors.append([run.name, step, row[2], scored["views"], *counts])
     write("losses.csv", ["run", "step", "loss"], losses)
     write("scales.csv", ["run", "step", "layer", *SCALES], scales)
     header = ["run", "step", "epoch", "views", "images", "top1_wrong", "top5_wrong"]
