@@ -24,7 +24,7 @@ from PIL import Image
 from alexnet import checkpoint, cli
 from alexnet.config import Recipe, diff
 from alexnet.dataset import PackedDataset
-from alexnet.prepare import open_dataset
+from alexnet.opening import open_dataset
 from alexnet.recipes import find_recipe
 
 CLASSES = ("blue", "green", "grey", "red")

@@ -131,7 +131,7 @@ def test_names_that_are_not_utf_8_do_no_harm(source: Path, tmp_path: Path) -> No
     command = [part for part in FOLDER if part != "--no-report"]
     assert alexnet(*command, source, "--run", run).code == 0
     packed = open_packed(Path(read_json(run / "environment.json")["data_path"]))
-    assert f"red/{name}" in packed.splits["train"].sources + packed.splits["val"].sources
+    assert f"red/{name}" in {*packed.splits["train"].sources, *packed.splits["val"].sources}
     assert [entry["path"] for entry in packed.left_out] == [f"red/broken-{name}"]
 
 

@@ -77,7 +77,7 @@ def test_help_names_every_flag_that_everybody_changes() -> None:
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        ((), "Expected one of {train, evaluate, report, describe, prepare}"),
+        ((), "Expected one of {train, evaluate, report, describe, prepare, check, bench}"),
         (("trane",), "trane"),
         (("train", "--learning-rate", "3"), "--learning-rate"),
         (("train", "--epochs", "many"), "--epochs"),
@@ -97,7 +97,7 @@ def test_ctrl_c_before_training_ends_quietly(monkeypatch: pytest.MonkeyPatch) ->
     def interrupted(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("alexnet.prepare.open_dataset", interrupted)
+    monkeypatch.setattr("alexnet.opening.open_dataset", interrupted)
     finished = alexnet(*SHAPES)
     assert (finished.code, finished.err) == (130, "alexnet: interrupted\n")
 

@@ -1,11 +1,11 @@
 """The packed format: what is written is read back, statistics are exact, damage is named."""
 
-import errno
 import json
 import shutil
 from collections.abc import Callable, Iterator
 from io import BytesIO
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from types import SimpleNamespace
 
 import numpy as np
@@ -14,17 +14,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.testing import assert_allclose, assert_array_equal
 
-from alexnet import dataset
-from alexnet.dataset import (
-    Block,
-    Moments,
-    make_block,
-    open_packed,
-    statistics_of,
-    verify_packed,
-    write_packed,
-)
+from alexnet import packing, statistics
+from alexnet.dataset import open_packed, verify_packed
 from alexnet.errors import UserError
+from alexnet.packing import Block, Plan, make_block, packed_bytes
+from alexnet.statistics import Moments, statistics_of
 
 PX = 6
 LABELS = {"train": [0, 1, 2, 0, 1, 2, 2], "val": [2, 1, 0, 0]}
@@ -49,16 +43,11 @@ def blocks(size: int = 3) -> Iterator[Block]:
 
 
 def write(target: Path, content: Iterator[Block] | None = None) -> Path:
-    write_packed(
-        target,
-        blocks() if content is None else content,
-        name="toys",
-        image_px=PX,
-        class_names=("a cat", "a dog", "ein Kätzchen"),
-        class_ids=("c", "d", "k"),
-        num_images=12,
-        settings={"seed": 5},
-    )
+    plan = Plan("toys", source="", image_px=PX, num_images=12, settings={"seed": 5})
+    with packing.packing(target, plan) as packed:
+        for block in blocks() if content is None else content:
+            packed.add(block)
+        packed.finish(("c", "d", "k"), ("a cat", "a dog", "ein Kätzchen"))
     return target
 
 
@@ -94,7 +83,7 @@ def test_the_arrays_are_the_bytes_that_numpy_writes(packed: Path) -> None:
 def test_the_folder_is_the_same_however_pictures_are_divided_into_blocks(tmp_path: Path) -> None:
     one, other = write(tmp_path / "one", blocks(1)), write(tmp_path / "other", blocks(5))
     files = sorted(path.relative_to(one) for path in one.rglob("*") if path.is_file())
-    assert len(files) == 6
+    assert len(files) == 8
     for file in files:
         assert (one / file).read_bytes() == (other / file).read_bytes(), file
 
@@ -131,7 +120,7 @@ def test_moments_do_not_depend_on_how_pictures_are_divided(cuts: list[int]) -> N
 def test_moments_of_more_pixels_than_are_summed_at_a_time_are_exact(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(dataset, "MOMENT_PIXELS", 2 * PX * PX)
+    monkeypatch.setattr(statistics, "MOMENT_PIXELS", 2 * PX * PX)
     images = pictures(7)
     pixels = images.reshape(-1, 3).astype(np.int64)
     assert_array_equal(Moments.of(images).product_sum, pixels.T @ pixels)
@@ -189,6 +178,8 @@ DAMAGE: list[tuple[str, Callable[[Path], None]]] = [
     ("statistics.npz", empty),
     ("statistics.npz", remove),
     ("statistics.npz", lambda path: np.savez(path, mean_image=np.zeros((PX, PX, 3)))),
+    ("train/sources.txt", empty),
+    ("train/sources.txt", remove),
     ("dataset.json", truncate),
     ("dataset.json", empty),
     ("dataset.json", without("image_px")),
@@ -254,23 +245,6 @@ def test_an_empty_target_is_filled(
     assert len(open_packed((tmp_path / "here" / target).resolve()).splits["train"]) == 7
 
 
-@pytest.mark.parametrize("writes_before", range(6))
-def test_a_disk_that_fills_up_leaves_nothing_and_the_bytes_needed_are_said(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, writes_before: int
-) -> None:
-    remaining = iter(range(writes_before))
-
-    def flush(file: object) -> None:
-        if next(remaining, None) is None:
-            raise OSError(errno.ENOSPC, "No space left on device")
-
-    monkeypatch.setattr(dataset, "_flush", flush)
-    needed = dataset.packed_bytes(12, PX)
-    with pytest.raises(UserError, match=f"the disk is full.* needs {needed:,} bytes"):
-        write(tmp_path / "packed")
-    assert list(tmp_path.iterdir()) == []
-
-
 def test_a_disk_that_is_too_small_is_noticed_before_anything_is_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -287,17 +261,7 @@ def test_a_disk_that_is_too_small_is_noticed_before_anything_is_written(
 
 def test_the_bytes_asked_for_suffice(packed: Path) -> None:
     written = sum(path.stat().st_size for path in packed.rglob("*") if path.is_file())
-    assert written < dataset.packed_bytes(12, PX)
-
-
-def test_an_interruption_leaves_nothing(tmp_path: Path) -> None:
-    def interrupted() -> Iterator[Block]:
-        yield next(blocks())
-        raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        write(tmp_path / "packed", interrupted())
-    assert list(tmp_path.iterdir()) == []
+    assert written < packed_bytes(12, PX)
 
 
 def test_a_place_that_cannot_be_written_is_an_error_of_one_line(tmp_path: Path) -> None:
@@ -311,3 +275,14 @@ def test_a_name_that_is_not_utf8_survives(tmp_path: Path) -> None:
     name = b"caf\xe9.png".decode("utf-8", errors="surrogateescape")
     block = make_block("train", pictures(3), np.array([0, 1, 2]), (name, "b", "c"), [])
     assert open_packed(write(tmp_path / "packed", iter([block]))).splits["train"].sources[0] == name
+
+
+@given(names=st.lists(st.text(st.characters(exclude_categories=["Cs"])), min_size=1, max_size=6))
+def test_any_name_survives(names: list[str]) -> None:
+    with TemporaryDirectory() as folder:
+        labels = np.zeros(len(names), np.int64)
+        block = make_block("train", pictures(len(names)), labels, tuple(names), [])
+        found = open_packed(write(Path(folder) / "packed", iter([block]))).splits["train"].sources
+        assert list(found) == names
+        assert found[-1] == names[-1]
+        assert found[::2] == tuple(names[::2])

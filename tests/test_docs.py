@@ -103,6 +103,8 @@ def test_links_between_files_lead_somewhere(path: Path) -> None:
             assert (path.parent / target).exists(), f"{path.name}: {target}"
 
 
+COMMANDS = ("train", "evaluate", "report", "describe", "prepare", "check", "bench")
+
 # --- Commands -------------------------------------------------------------------------------------
 
 
@@ -124,7 +126,7 @@ def test_each_command_of_the_documents_is_understood(
     line: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     called: list[dict[str, object]] = []
-    for name in ("train", "evaluate", "report", "describe", "prepare"):
+    for name in COMMANDS:
         monkeypatch.setattr(alexnet.cli, name, _noted(getattr(alexnet.cli, name), called))
     monkeypatch.setattr(sys, "argv", ["alexnet", *shlex.split(line, comments=True)[1:]])
     alexnet.cli.main()  # exits with code 2 where it does not understand
@@ -153,7 +155,7 @@ def _noted(function: object, called: list[dict[str, object]]) -> object:
 def test_the_readme_shows_each_command() -> None:
     lines = commands(REPOSITORY / "README.md")
     shown = {line.split()[1] for line in lines if line.startswith("alexnet ")}
-    assert shown == {"train", "evaluate", "report", "describe", "prepare"}
+    assert shown == set(COMMANDS)
 
 
 def test_targets_of_make_exist() -> None:

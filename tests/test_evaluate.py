@@ -18,12 +18,13 @@ from torch import Tensor
 
 from alexnet import evaluate
 from alexnet.augment import Preprocessing
-from alexnet.dataset import Split, make_block, open_packed, write_packed
+from alexnet.dataset import Split, open_packed
 from alexnet.errors import UserError
 from alexnet.evaluate import evaluate_runs, predictions_path
 from alexnet.files import write_json
 from alexnet.metrics import ErrorCount, count_errors
 from alexnet.model import AlexNet, build
+from alexnet.packing import Plan, make_block, packing
 from alexnet.predictions import (
     Predictions,
     ensemble,
@@ -490,16 +491,10 @@ def write_pictures(path: Path, class_names: tuple[str, ...], *, seed: int = 0) -
         labels = np.arange(count) % len(class_names)
         sources = tuple(f"{split}/{seed}/{index}.png" for index in range(count))
         blocks.append(make_block(split, images, labels, sources, []))
-    write_packed(
-        path,
-        blocks,
-        name="three",
-        image_px=32,
-        class_names=class_names,
-        class_ids=class_names,
-        num_images=13,
-        settings={},
-    )
+    with packing(path, Plan("three", source="", image_px=32, num_images=13)) as packed:
+        for block in blocks:
+            packed.add(block)
+        packed.finish(class_names, class_names)
 
 
 def a_model(seed: int) -> AlexNet:

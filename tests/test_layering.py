@@ -12,13 +12,20 @@ PACKAGE = Path(alexnet.__file__).parent
 MODULES = sorted(path.stem for path in PACKAGE.glob("[a-z]*.py"))
 
 LEVELS = [
-    {"errors", "images", "layers", "metrics", "page", "randomness", "stall"},
-    {"augment", "files", "networks", "optim", "schedule", "shapes"},
-    {"checkpoint", "config", "dataset", "differences", "drawing", "log", "model"},
-    {"describe", "loader", "predictions", "prepare", "recipes", "weights"},
-    {"material", "results", "retrieval", "step"},
-    {"curves", "evaluate", "findings"},
-    {"figures", "train"},
+    {"errors", "images", "layers", "metrics", "oddities", "page", "randomness", "stall"}
+    | {"statistics", "workers"},
+    {"augment", "files", "likeness", "networks", "optim", "schedule", "shapes", "tables"},
+    {"checkpoint", "config", "differences", "drawing", "listing", "log", "model", "packing"},
+    {"archives", "describe", "examine", "pictures", "recipes", "weights"},
+    {"audit", "dataset", "imagenet"},
+    {"contact", "kinds", "loader", "predictions"},
+    {"results", "retrieval", "sources", "step"},
+    {"prepare"},
+    {"builtin", "stream"},
+    {"opening"},
+    {"bench", "evaluate", "material"},
+    {"curves", "findings", "train"},
+    {"figures"},
     {"exhibits"},
     {"report"},
     {"cli"},

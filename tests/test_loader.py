@@ -1,7 +1,9 @@
 """The order, the crops and the draws of a batch are pure functions of (seed, epoch, picture)."""
 
 import threading
-from itertools import islice
+from dataclasses import fields
+from itertools import chain, islice
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,7 +14,17 @@ from hypothesis import strategies as st
 import fabricate
 from alexnet.config import Recipe
 from alexnet.dataset import Split
-from alexnet.loader import Batch, batches, epoch_order, num_batches, read_batch
+from alexnet.errors import UserError
+from alexnet.loader import (
+    Batch,
+    Buffers,
+    batch_positions,
+    batches,
+    epoch_order,
+    num_batches,
+    read_batch,
+)
+from alexnet.pictures import JpegPictures, encode_jpeg
 
 
 def numbered(count: int, size_px: int = 12) -> Split:
@@ -192,4 +204,154 @@ def test_the_reading_thread_ends_with_whoever_reads_its_batches() -> None:
 
 
 def loader_threads() -> list[threading.Thread]:
-    return [thread for thread in threading.enumerate() if thread.name == "loader"]
+    return [thread for thread in threading.enumerate() if thread.name.startswith("loader")]
+
+
+def test_the_parts_of_the_ranks_put_together_are_the_batch() -> None:
+    split, recipe = numbered(21), tiny(crop_chunk=3)
+    for index in range(3):
+        whole = read_batch(split, recipe, 1, index)
+        parts = [read_batch(split, recipe, 1, index, rank=rank, ranks=3) for rank in range(3)]
+        for name in ("crops", "labels", "top", "left", "flip", "colour"):
+            assert torch.equal(torch.cat([getattr(p, name) for p in parts]), getattr(whole, name))
+
+
+@given(st.integers(1, 50), st.integers(1, 200), st.integers(1, 9), st.data())
+def test_ranks_share_a_batch_in_consecutive_parts_of_nearly_one_size(
+    batch_size: int, count: int, ranks: int, data: st.DataObject
+) -> None:
+    index = data.draw(st.integers(0, -(-count // batch_size) - 1))
+    parts = [batch_positions(batch_size, count, index, rank=r, ranks=ranks) for r in range(ranks)]
+    start = index * batch_size
+    expected = list(range(start, min(start + batch_size, count)))
+    assert np.concatenate(parts).tolist() == expected
+    sizes = [len(part) for part in parts]
+    assert max(sizes) - min(sizes) <= 1
+
+
+# What tells a picture's place in a training: which one, how it is cut, mirrored and coloured.
+Entry = tuple[int, int, int, bool, tuple[float, ...], bytes]
+
+
+def entries(batch: Batch) -> list[Entry]:
+    columns = (batch.labels, batch.top, batch.left, batch.flip, batch.colour)
+    rows = zip(*(column.tolist() for column in columns), batch.crops.numpy(), strict=True)
+    return [(*row[:4], tuple(row[4]), row[5].tobytes()) for row in rows]
+
+
+def stretch(split: Split, recipe: Recipe, start: int, stop: int, **how: int) -> list[list[Entry]]:
+    """The entries of each step, put together from all ranks."""
+    ranks = how.pop("ranks", 1)
+    of_ranks = [
+        [
+            entries(b)
+            for b in batches(split, recipe, step=start, stop=stop, ranks=ranks, rank=r, **how)
+        ]
+        for r in range(ranks)
+    ]
+    return [list(chain.from_iterable(parts)) for parts in zip(*of_ranks, strict=True)]
+
+
+@given(st.data())
+def test_stopped_anywhere_and_continued_with_other_threads_and_ranks_nothing_changes(
+    data: st.DataObject,
+) -> None:
+    count, batch_size = data.draw(st.integers(1, 60)), data.draw(st.integers(1, 20))
+    order = data.draw(st.sampled_from(["shuffled", "fixed"]))
+    chunk = data.draw(st.sampled_from([1, 4, 32]))
+    recipe = tiny(batch_size, order, data.draw(st.integers(0, 2**62 - 1)), crop_chunk=chunk)
+    split = numbered(count)
+    stop = data.draw(st.integers(1, 3 * num_batches(recipe, count)))
+    cut = data.draw(st.integers(0, stop))
+    how = st.fixed_dictionaries({"threads": st.integers(1, 4), "ranks": st.integers(1, 4)})
+    whole = stretch(split, recipe, 0, stop, threads=1)
+    first = stretch(split, recipe, 0, cut, **data.draw(how))
+    rest = stretch(split, recipe, cut, stop, **data.draw(how))
+    assert first + rest == whole
+
+
+def test_batches_that_are_kept_keep_their_pictures() -> None:
+    split, recipe = numbered(40), tiny()
+    kept = list(batches(split, recipe, step=0, stop=50))
+    views = [batch.crops[1:3] for batch in batches(split, recipe, step=0, stop=50)]
+    for step, (batch, view) in enumerate(zip(kept, views, strict=True)):
+        alone = read_batch(split, recipe, *divmod(step, 5))
+        assert_same(batch, alone)
+        assert torch.equal(view, alone.crops[1:3])
+
+
+def test_memory_serves_again_once_nothing_refers_to_it() -> None:
+    split, recipe = numbered(40), tiny()
+    places = {
+        batch.crops.data_ptr() for batch in batches(split, recipe, step=0, stop=200, threads=1)
+    }
+    assert len(places) <= 6, "one in use, one being read, the ones ahead"
+
+
+def test_lent_memory_comes_back_with_the_last_view_of_it() -> None:
+    buffers = Buffers()
+    tensor = torch.from_numpy(buffers.lend((2, 3, 4)))
+    place, view = tensor.data_ptr(), tensor[1]
+    del tensor
+    other = torch.from_numpy(buffers.lend((2, 3, 4)))
+    assert other.data_ptr() != place, "a view still refers to the first"
+    del view
+    assert torch.from_numpy(buffers.lend((5,))).data_ptr() == place
+
+
+class FailsAtOne:
+    """Pictures of which one cannot be read."""
+
+    shape = (20, 12, 12, 3)
+
+    def __init__(self, bad: int) -> None:
+        self._bad = bad
+
+    def __getitem__(self, index: int) -> np.ndarray:
+        if index == self._bad:
+            raise UserError("this one cannot be read")
+        return np.zeros((12, 12, 3), np.uint8)
+
+
+def test_the_batches_before_a_picture_that_cannot_be_read_come_all_the_same() -> None:
+    recipe = tiny(batch_size=4)
+    bad = int(epoch_order(recipe, 20, 0)[13])  # in the fourth batch
+    split = Split("train", FailsAtOne(bad), np.arange(20), ())  # type: ignore[arg-type]
+    reading = batches(split, recipe, step=0, stop=5, threads=3)
+    assert len(list(islice(reading, 3))) == 3
+    with pytest.raises(UserError, match="this one cannot be read"):
+        next(reading)
+    assert not loader_threads()
+
+
+def test_decoded_pictures_are_fed_as_their_pixels_are(tmp_path: Path) -> None:
+    split, recipe = numbered(20), tiny()
+    path = tmp_path / "images.jpegs"
+    files = [encode_jpeg(picture) for picture in split.images]
+    path.write_bytes(b"".join(files))
+    jpegs = JpegPictures(path, np.cumsum([0, *map(len, files)]), 12)
+    decoded = Split("train", np.asarray(jpegs), split.labels, split.sources)
+    from_files = Split("train", jpegs, split.labels, split.sources)
+    for batch, other in zip(
+        batches(from_files, recipe, step=0, stop=6),
+        batches(decoded, recipe, step=0, stop=6),
+        strict=True,
+    ):
+        assert_same(batch, other)
+
+
+def test_a_batch_goes_to_a_device_whole() -> None:
+    batch = read_batch(numbered(20), tiny(), 0, 0)
+    assert_same(batch.to(torch.device("cpu")), batch)
+    moved = batch.to(torch.device("meta"))
+    assert all(getattr(moved, part.name).is_meta for part in fields(moved))
+
+
+@pytest.mark.gpu
+def test_batches_on_the_gpu_are_those_of_the_cpu() -> None:
+    split, recipe = numbered(40), tiny()
+    device = torch.device("cuda")
+    on_gpu = batches(split, recipe, step=0, stop=50, device=device)
+    for batch, other in zip(on_gpu, batches(split, recipe, step=0, stop=50), strict=True):
+        assert batch.crops.is_cuda
+        assert_same(batch.to(torch.device("cpu")), other)

@@ -5,25 +5,32 @@ import re
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
-from random import Random
 from types import SimpleNamespace
+from typing import Any
 from urllib.error import URLError
 
 import numpy as np
 import pytest
 import torchvision
-from hypothesis import given
-from hypothesis import strategies as st
 from numpy.testing import assert_allclose, assert_array_equal
 from PIL import Image
 
+import layouts
 from alexnet import prepare as preparation
-from alexnet.dataset import open_packed, verify_packed
+from alexnet.dataset import PackedDataset, open_packed, verify_packed
 from alexnet.errors import UserError
 from alexnet.images import read_image, resize_and_crop
-from alexnet.prepare import find_pictures, open_dataset, prepare, split_names
+from alexnet.opening import open_dataset
+from alexnet.prepare import Form, merge
+from alexnet.sources import find_source
 
 PX = 8
+
+
+def prepare(source: Path, target: Path, image_px: int = PX, **options: Any) -> PackedDataset:
+    packed = preparation.prepare(source, target, form=Form(image_px), **options)
+    assert packed is not None
+    return packed
 
 
 def picture(path: Path, seed: int = 0, size: tuple[int, int] = (14, 10)) -> Path:
@@ -58,20 +65,25 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "cache"
 
 
+def contents(folder: Path) -> dict[str, bytes]:
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
+
+
 def assert_refused(message: str, source: Path) -> None:
     """`prepare` raises one line that holds `message`, and leaves nothing beside the source."""
     before = sorted(source.parent.iterdir())
     with pytest.raises(UserError, match=re.escape(message)) as refused:
-        prepare(source, source.parent / "packed", image_px=PX)
+        prepare(source, source.parent / "packed")
     assert "\n" not in str(refused.value)
     assert sorted(source.parent.iterdir()) == before
 
 
 def test_a_folder_with_train_and_val_is_packed_as_it_is(split_source: Path, tmp_path: Path) -> None:
-    data = prepare(split_source, tmp_path / "packed", image_px=PX)
+    data = prepare(split_source, tmp_path / "packed")
     assert (data.name, data.class_ids, data.class_names) == ("pets", ("cat", "dog"), ("cat", "dog"))
     assert_array_equal(data.splits["train"].labels, [0, 0, 0, 1, 1, 1, 1])
-    assert data.splits["val"].sources == tuple(
+    assert tuple(data.splits["val"].sources) == tuple(
         f"val/{name}" for name in ("cat/00.png", "cat/01.png", "dog/00.png", "dog/01.png")
     )
     for split in data.splits.values():
@@ -81,7 +93,7 @@ def test_a_folder_with_train_and_val_is_packed_as_it_is(split_source: Path, tmp_
 
 
 def test_statistics_are_those_of_the_training_pictures(split_source: Path, tmp_path: Path) -> None:
-    data = prepare(split_source, tmp_path / "packed", image_px=PX)
+    data = prepare(split_source, tmp_path / "packed")
     images = np.asarray(data.splits["train"].images, np.float64)
     assert_allclose(data.statistics.mean_image, images.mean(axis=0), rtol=1e-6)
     covariance = np.cov(images.reshape(-1, 3), rowvar=False, bias=True)
@@ -91,13 +103,13 @@ def test_statistics_are_those_of_the_training_pictures(split_source: Path, tmp_p
 @pytest.mark.parametrize("name", ["valid", "validation", "test"])
 def test_a_validation_set_may_go_by_other_names(tmp_path: Path, name: str) -> None:
     per_class = {"train/a": 2, "train/b": 2, f"{name}/a": 1, f"{name}/b": 1}
-    listing = find_pictures(folder_of(tmp_path, per_class), val_fraction=0.5, seed=0)
-    assert {split: len(part) for split, part in listing.splits.items()} == {"train": 4, "val": 2}
+    listing = find_source(folder_of(tmp_path, per_class), val_fraction=0.5)
+    assert listing.counts() == {"train": 4, "val": 2}
 
 
 def test_train_val_and_test_stay_three_splits(split_source: Path, tmp_path: Path) -> None:
     folder_of(split_source, {"test/dog": 1, "test/cat": 1})
-    data = prepare(split_source, tmp_path / "packed", image_px=PX)
+    data = prepare(split_source, tmp_path / "packed")
     assert {name: len(split) for name, split in data.splits.items()} == {
         "train": 7,
         "val": 4,
@@ -107,56 +119,26 @@ def test_train_val_and_test_stay_three_splits(split_source: Path, tmp_path: Path
 
 def test_train_alone_is_split_like_a_folder_of_classes(tmp_path: Path) -> None:
     source = folder_of(tmp_path / "pets", {"train/a": 4, "train/b": 4})
-    listing = find_pictures(source, val_fraction=0.5, seed=0)
-    assert {split: len(part) for split, part in listing.splits.items()} == {"train": 4, "val": 4}
+    listing = find_source(source, val_fraction=0.5)
+    assert listing.counts() == {"train": 4, "val": 4}
 
 
 def test_a_class_may_be_called_train(tmp_path: Path) -> None:
     source = folder_of(tmp_path, {"car": 2, "plane": 2, "train": 2})
-    listing = find_pictures(source, val_fraction=0.5, seed=0)
+    listing = find_source(source, val_fraction=0.5)
     assert listing.class_ids == ("car", "plane", "train")
 
 
 def test_a_whole_folder_is_split_class_by_class(whole_source: Path, tmp_path: Path) -> None:
-    data = prepare(whole_source, tmp_path / "packed", image_px=PX, val_fraction=0.25)
+    data = prepare(whole_source, tmp_path / "packed", val_fraction=0.25)
     counts = {name: np.bincount(split.labels).tolist() for name, split in data.splits.items()}
     assert counts == {"train": [8, 15, 1], "val": [2, 5, 1]}
     assert not set(data.splits["train"].sources) & set(data.splits["val"].sources)
 
 
-@given(
-    count=st.integers(2, 60),
-    fraction=st.floats(0.01, 0.99),
-    seed=st.integers(0, 5),
-    order=st.randoms(use_true_random=False),
-)
-def test_a_split_is_a_function_of_seed_and_names(
-    count: int, fraction: float, seed: int, order: Random
-) -> None:
-    names = [f"cat/{number}.jpg" for number in range(count)]
-    chosen = split_names(names, fraction, seed)
-    order.shuffle(names)
-    assert split_names(names, fraction, seed) == chosen <= set(names)
-    assert 1 <= len(chosen) <= count - 1
-    assert abs(len(chosen) - fraction * count) <= 1
-
-
-@given(count=st.integers(10, 60), seed=st.integers(0, 5))
-def test_one_more_picture_moves_at_most_one_other_across(count: int, seed: int) -> None:
-    names = [f"cat/{number}.jpg" for number in range(count)]
-    before = split_names(names, 0.2, seed)
-    after = split_names([*names, "cat/new.jpg"], 0.2, seed)
-    assert len((before ^ after) - {"cat/new.jpg"}) <= 1
-
-
-def test_another_seed_splits_otherwise() -> None:
-    names = [f"cat/{number}.jpg" for number in range(40)]
-    assert split_names(names, 0.5, 0) != split_names(names, 0.5, 1)
-
-
 def test_known_wordnet_ids_get_their_names(tmp_path: Path) -> None:
     source = folder_of(tmp_path / "source", {"n01440764": 2, "n03888257": 2, "zebra": 2})
-    data = prepare(source, tmp_path / "packed", image_px=PX, val_fraction=0.5)
+    data = prepare(source, tmp_path / "packed", val_fraction=0.5)
     assert data.class_ids == ("n01440764", "n03888257", "zebra")
     assert data.class_names == ("tench", "parachute", "zebra")
 
@@ -166,8 +148,8 @@ def test_what_is_no_picture_by_name_is_passed_over(whole_source: Path) -> None:
         (whole_source / name).parent.mkdir(exist_ok=True, parents=True)
         (whole_source / name).write_text("")
     picture(whole_source / "cat" / "deeper" / "UPPER.JPEG")
-    listing = find_pictures(whole_source, val_fraction=0.5, seed=0)
-    paths = {item.path for part in listing.splits.values() for item in part}
+    listing = find_source(whole_source, val_fraction=0.5)
+    paths = {listed.name for listed in listing.pictures()}
     assert len(paths) == 33
     assert "cat/deeper/UPPER.JPEG" in paths
 
@@ -189,7 +171,7 @@ def test_bad_pictures_among_good_ones_are_left_out_by_name(
     odd = {"tiny.png": (1, 1), "long.png": (20_000, 1), "high.png": (1, 20_000)}
     for name, size in odd.items():
         picture(split_source / "train" / "cat" / name, size=size)
-    data = prepare(split_source, tmp_path / "packed", image_px=PX)
+    data = prepare(split_source, tmp_path / "packed")
     left_out = {entry["path"]: entry["reason"] for entry in data.left_out}
     assert sorted(left_out) == sorted(f"train/dog/{name}" for name in BAD_FILES)
     for name, (_, reason) in BAD_FILES.items():
@@ -240,7 +222,7 @@ def test_more_bad_pictures_than_good_ones_are_refused(split_source: Path) -> Non
 @pytest.mark.parametrize("fraction", [0.0, 1.0, -0.1, float("nan")])
 def test_a_val_fraction_outside_0_to_1_is_refused(whole_source: Path, fraction: float) -> None:
     with pytest.raises(UserError, match="val_fraction"):
-        find_pictures(whole_source, val_fraction=fraction, seed=0)
+        find_source(whole_source, val_fraction=fraction)
 
 
 def test_a_size_of_no_pixels_is_refused(whole_source: Path, tmp_path: Path) -> None:
@@ -251,20 +233,17 @@ def test_a_size_of_no_pixels_is_refused(whole_source: Path, tmp_path: Path) -> N
 
 def test_a_target_that_is_not_empty_is_refused(split_source: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="exists and is not empty"):
-        prepare(split_source, split_source, image_px=PX)
+        prepare(split_source, split_source)
 
 
-@pytest.mark.parametrize("cores", [1, 3])
-def test_the_pack_depends_on_neither_threads_nor_blocks(
-    whole_source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cores: int
+@pytest.mark.parametrize("processes", [1, 3])
+def test_the_pack_depends_on_neither_processes_nor_blocks(
+    whole_source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, processes: int
 ) -> None:
-    prepare(whole_source, tmp_path / "one", image_px=PX)
-    monkeypatch.setattr(preparation, "_available_cores", lambda: cores)
-    monkeypatch.setattr(preparation, "TINY_FILE_BYTES", 0)
+    prepare(whole_source, tmp_path / "one")
     monkeypatch.setattr(preparation, "BLOCK_BYTES", 3 * 3 * PX**2)
-    prepare(whole_source, tmp_path / "other", image_px=PX)
-    for file in ("dataset.json", "statistics.npz", "train/images.npy", "val/labels.npy"):
-        assert (tmp_path / "one" / file).read_bytes() == (tmp_path / "other" / file).read_bytes()
+    prepare(whole_source, tmp_path / "other", processes=processes)
+    assert contents(tmp_path / "one") == contents(tmp_path / "other")
 
 
 def test_progress_ends_with_every_picture_done(
@@ -273,19 +252,105 @@ def test_progress_ends_with_every_picture_done(
     (whole_source / "cat" / "bad.png").write_bytes(b"")
     monkeypatch.setattr(preparation, "BLOCK_BYTES", 5 * 3 * PX**2)
     seen: list[tuple[int, int]] = []
-    prepare(whole_source, tmp_path / "packed", image_px=PX, progress=lambda *at: seen.append(at))
+    prepare(whole_source, tmp_path / "packed", progress=lambda *at: seen.append(at))
     assert seen == sorted(seen)
     assert len(seen) > 3
     assert seen[-1] == (33, 33)
 
 
-def test_an_interrupted_preparation_leaves_nothing(whole_source: Path, tmp_path: Path) -> None:
+def test_an_interrupted_preparation_goes_on_where_it_was(
+    whole_source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(preparation, "BLOCK_BYTES", 3 * 3 * PX**2)
+    prepare(whole_source, tmp_path / "whole", name="pets")
+
+    def interrupt(done: int, total: int) -> None:
+        if done >= 15:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        prepare(whole_source, tmp_path / "packed", progress=interrupt)
+    assert (tmp_path / "packed.partial").is_dir()
+    assert not (tmp_path / "packed").exists()
+    seen: list[int] = []
+    prepare(whole_source, tmp_path / "packed", progress=lambda done, total: seen.append(done))
+    assert seen[0] > 15
+    assert contents(tmp_path / "packed") == contents(tmp_path / "whole")
+    assert not (tmp_path / "packed.partial").exists()
+
+
+def test_shares_merge_to_the_same_bytes(whole_source: Path, tmp_path: Path) -> None:
+    (whole_source / "cat" / "bad.png").write_bytes(b"")
+    prepare(whole_source, tmp_path / "whole")
+    for share in (3, 1, 2):
+        form = Form(PX)
+        done = preparation.prepare(
+            whole_source, tmp_path / "packed", form=form, shard=(share, 3), name="pets"
+        )
+        assert done is None
+    with pytest.raises(UserError, match="another name"):
+        merge(whole_source, tmp_path / "packed", form=form, name="cats")
+    merged = merge(whole_source, tmp_path / "packed", form=form)
+    assert len(merged.splits["train"]) + len(merged.splits["val"]) == 32
+    assert contents(tmp_path / "packed") == contents(tmp_path / "whole")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["packed", "pets", "whole"]
+
+
+LAYOUTS = {
+    "ilsvrc": layouts.ilsvrc,
+    "kaggle": layouts.kaggle,
+    "parquet": layouts.parquet,
+    "webdataset": layouts.webdataset,
+    "csv": layouts.table,
+}
+
+
+@pytest.mark.parametrize("store", ["pixels", "jpeg"])
+def test_every_layout_of_the_same_pictures_gives_the_same_bytes(tmp_path: Path, store: str) -> None:
+    folder = layouts.split_folder(tmp_path / "folder")
+    form = Form(16, store=store)
+    classes = layouts.classes_file(tmp_path)
+    preparation.prepare(folder, tmp_path / "packed", form=form, name="toys", classes=classes)
+    expected = contents(tmp_path / "packed")
+    for layout, make in LAYOUTS.items():
+        source = make(folder, tmp_path / layout)
+        target = tmp_path / f"packed-{layout}"
+        preparation.prepare(source, target, form=form, name="toys", classes=classes)
+        assert contents(target) == expected, layout
+    verify_packed(tmp_path / "packed")
+
+
+def test_a_jpeg_store_has_the_statistics_of_what_it_gives_back(tmp_path: Path) -> None:
+    folder = layouts.split_folder(tmp_path / "folder")
+    form = Form(16, store="jpeg", quality=80)
+    data = preparation.prepare(folder, tmp_path / "packed", form=form)
+    assert data is not None
+    images = np.asarray(data.splits["train"].images)
+    assert_allclose(data.statistics.mean_image, images.mean(axis=0), rtol=1e-6)
+    assert_allclose(
+        data.statistics.rgb_covariance, np.cov(images.reshape(-1, 3).T, bias=True), rtol=1e-10
+    )
+
+
+def test_a_missing_share_is_named(whole_source: Path, tmp_path: Path) -> None:
+    form = Form(PX)
+    with pytest.raises(UserError, match="no finished shares"):
+        merge(whole_source, tmp_path / "packed", form=form)
+    preparation.prepare(whole_source, tmp_path / "packed", form=form, shard=(1, 2))
+    with pytest.raises(UserError, match=r"shard-2-of-2 is missing: prepare it with --shard 2/2"):
+        merge(whole_source, tmp_path / "packed", form=form)
+
+
+def test_a_source_that_changed_is_not_gone_on_with(whole_source: Path, tmp_path: Path) -> None:
     def interrupt(done: int, total: int) -> None:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        prepare(whole_source, tmp_path / "packed", image_px=PX, progress=interrupt)
-    assert [path.name for path in tmp_path.iterdir()] == ["pets"]
+        prepare(whole_source, tmp_path / "packed", progress=interrupt)
+    picture(whole_source / "cat" / "new.png")
+    with pytest.raises(UserError, match=r"other pictures, or they have changed since; remove"):
+        prepare(whole_source, tmp_path / "packed")
+    assert (tmp_path / "packed.partial").is_dir()
 
 
 def test_a_folder_is_packed_once_and_again_when_it_changes(
@@ -298,7 +363,7 @@ def test_a_folder_is_packed_once_and_again_when_it_changes(
     assert first.parent == cache / "packed"
     assert first.name.startswith(f"pets-{PX}px-")
     with monkeypatch.context() as patch:
-        patch.setattr(preparation, "read_image", None)  # nothing is decoded a second time
+        patch.setattr(preparation, "picture_of", None)  # nothing is decoded a second time
         assert folder() == first
     others = {folder(seed=1), folder(val_fraction=0.5)}
     os.utime(whole_source / "cat" / "00.png", ns=(1, 1))
@@ -316,7 +381,7 @@ def test_the_seed_does_not_matter_where_the_source_is_split(
 
 
 def test_a_packed_folder_is_opened_at_its_own_size_only(split_source: Path, tmp_path: Path) -> None:
-    prepare(split_source, tmp_path / "packed", image_px=PX)
+    prepare(split_source, tmp_path / "packed")
     assert open_dataset(str(tmp_path / "packed"), image_px=PX).path == tmp_path / "packed"
     with pytest.raises(UserError, match="packed at 8 px, but 16 px"):
         open_dataset(str(tmp_path / "packed"), image_px=16)

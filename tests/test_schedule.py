@@ -63,11 +63,25 @@ def test_the_rate_drops_three_times_and_never_again():
     assert schedule.rates(30).weights == pytest.approx(1e-3, rel=1e-12)
 
 
+def test_where_an_epoch_has_few_steps_the_rate_drops_later():
+    """Five evaluations in a row are five steps where all pictures fit into one minibatch."""
+    schedule = plateau(patience=5, patience_steps=100)
+    drops = [n for n in range(1, 400) if schedule.observe(0.5, steps=1)]
+    assert drops == [101, 201, 301]
+    schedule = plateau(patience=5, patience_steps=100)
+    assert [n for n in range(1, 40) if schedule.observe(0.5, steps=1000)] == [6, 11, 16]
+
+
 def test_small_gains_count_once_they_add_up_to_more_than_min_improvement():
     schedule = plateau(patience=3, min_improvement=0.01)
     observed = [0.500, 0.496, 0.492, 0.488, 0.484, 0.480, 0.476]
     assert not any(schedule.observe(error) for error in observed)
-    assert schedule.state_dict() == {"best": 0.476, "bad_evaluations": 0, "drops": 0}
+    assert schedule.state_dict() == {
+        "best": 0.476,
+        "bad_evaluations": 0,
+        "bad_steps": 0.0,
+        "drops": 0,
+    }
     assert [schedule.observe(0.467) for _ in range(3)] == [False, False, True]
 
 

@@ -1,7 +1,7 @@
 """Collect losses, layer scales and errors of run folders into small CSV files beside this script.
 
-    python collect.py RUNS        RUNS holds source-seed0, paper-inverted-seed1, ...
-    python figure.py              draws losses.png and scales.png from them
+python collect.py RUNS        RUNS holds source-seed0, paper-inverted-seed1, ...
+python figure.py              draws losses.png and scales.png from them
 """
 
 import csv

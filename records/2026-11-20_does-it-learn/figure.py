@@ -12,6 +12,7 @@ import matplotlib.pyplot as plt
 
 HERE = Path(__file__).parent
 CHANCE = math.log(10)
+TITLE = "Imagenette, full size, three seeds each: plain dropout learns, inverted cripples"
 SMOOTHING = 0.9  # exponential mean, corrected for its start
 GROUPS = {  # run name without its seed -> (title, colour)
     "source": ("source, plain dropout", "#0072B2"),
@@ -55,7 +56,7 @@ def draw_losses(smoothed: dict[str, list[float]]) -> None:
         label = title if run.endswith("seed0") else None
         axes.plot(range(1, len(values) + 1), values, color=colour, linewidth=1.6, label=label)
     axes.set(xlabel="minibatches of 128", ylabel="training loss, smoothed (nats)", ylim=(1.0, 3.1))
-    axes.set_title("Imagenette, full size, three seeds each: plain dropout learns, inverted cripples", loc="left")
+    axes.set_title(TITLE, loc="left")
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False)
     figure.savefig(HERE / "losses.png", dpi=160)
@@ -96,7 +97,9 @@ def draw_scales() -> None:
 def print_table(smoothed: dict[str, list[float]]) -> None:
     print("| run | " + " | ".join(f"step {step}" for step in TABLE_STEPS) + " |")
     print("|---|" + "---:|" * len(TABLE_STEPS))
-    for run, values in sorted(smoothed.items(), key=lambda item: list(GROUPS).index(group(item[0]))):
+    for run, values in sorted(
+        smoothed.items(), key=lambda item: list(GROUPS).index(group(item[0]))
+    ):
         cells = [f"{values[step - 1]:.2f}" if step <= len(values) else "" for step in TABLE_STEPS]
         print(f"| `{run}` | " + " | ".join(cells) + " |")
 

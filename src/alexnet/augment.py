@@ -86,6 +86,9 @@ def crop(images: Tensor, top: Tensor, left: Tensor, size_px: int) -> Tensor:
 
 def flip_where(images: Tensor, flip: Tensor, *, dim: int = 2) -> Tensor:
     """Mirror the pictures where flip (B,) is true, left to right along `dim`."""
+    if images.device.type == "cpu":
+        chosen = flip.nonzero()[:, 0]  # elsewhere this would wait for the device
+        return images.index_copy(0, chosen, images[chosen].flip(dim))
     where = flip.view(-1, *(1,) * (images.ndim - 1))
     return torch.where(where, images.flip(dim), images)
 

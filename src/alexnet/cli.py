@@ -21,13 +21,17 @@ from tyro.conf import Positional, UseAppendAction, arg
 from alexnet.errors import UserError
 
 if TYPE_CHECKING:
+    from alexnet.audit import Audit
     from alexnet.config import Recipe
     from alexnet.dataset import PackedDataset
+    from alexnet.listing import Listing
 
 Settings = Annotated[
     UseAppendAction[tuple[str, ...]], arg(name="set", metavar="SECTION.FIELD=VALUE")
 ]
 Precision = Literal["fp32", "bf16"]
+
+LEFT_OUT_SHOWN = 50  # pictures that `prepare` names; dataset.json names all
 
 
 def main() -> None:
@@ -38,6 +42,8 @@ def main() -> None:
         "report": report,
         "describe": describe,
         "prepare": prepare,
+        "check": check,
+        "bench": bench,
     }
     try:
         with _one_line_mistakes():
@@ -277,7 +283,7 @@ def _new_run_folder(run: Path | None, recipe_name: str) -> Path:
 
 
 def _open_data(recipe: "Recipe", console: Console) -> "PackedDataset":
-    from alexnet.prepare import open_dataset
+    from alexnet.opening import open_dataset
 
     data = recipe.data
     with _Progress(console, "preparing pictures") as advance:
@@ -343,9 +349,10 @@ class _Progress:
 
     def advance(self, done: int, total: int) -> None:
         if self.task is None:
-            self.task = self.bar.add_task(self.title, total=total)
+            self.task = self.bar.add_task(self.title, total=total or None)  # of a pipe, unknown
             if self.bar.disable:
-                self.console.print(f"{self.title}: {total:,}", highlight=False)
+                of = f": {total:,}" if total else ""
+                self.console.print(f"{self.title}{of}", highlight=False)
         self.bar.update(self.task, completed=done)
 
 
@@ -418,35 +425,232 @@ def prepare(
     target: Positional[Path],
     /,
     *,
+    kind: str | None = None,
+    classes: Path | None = None,
+    name: str | None = None,
     image_px: int = 256,
-    val_fraction: float = 0.1,
+    resampling: str = "bicubic",
+    store: Literal["pixels", "jpeg"] = "pixels",
+    quality: int = 90,
+    val_fraction: float | None = None,
     seed: int = 0,
+    processes: int | None = None,
+    shard: str | None = None,
+    merge: bool = False,
+    json_: Annotated[bool, arg(name="json")] = False,
 ) -> None:
-    """Pack a folder of pictures: shorter side 256, central 256 x 256, with its statistics.
+    """Pack pictures: shorter side 256, central 256 x 256, with the statistics of the training set.
+
+    Stopped at any moment, the same command goes on where it was.
 
     Args:
-        source: one folder per class, or train and val folders of such.
+        source: folders of pictures, ImageNet's archives, tables, shards; - is a tar from a pipe.
         target: a new folder for the packed data set.
+        kind: what the source is, where looking does not tell.
+        classes: a file with one class a line, in the order of the labels.
+        name: of the data set, by default the source's.
         image_px: side of the packed pictures.
-        val_fraction: share of each class that is kept for validation, where there is no val.
+        resampling: filter that scales: bicubic, bilinear, lanczos, hamming, box or nearest.
+        store: pixels (fastest to train from), or jpeg (a tenth of the space).
+        quality: of the JPEG store.
+        val_fraction: share of each class to keep for validation, where there is no val: 0.1.
         seed: of that split.
+        processes: that decode, by default one per core.
+        shard: i/n: prepare only this share, so that several machines can do the work.
+        merge: put the finished shares beside TARGET together.
+        json_: print one JSON object.
     """
-    from alexnet.prepare import prepare as pack
+    from alexnet import prepare as preparation
 
+    console = Console(stderr=json_)
+    form = preparation.Form(image_px, resampling, store, quality)
+    chosen: dict[str, Any] = {
+        "form": form,
+        "kind": kind,
+        "classes": classes,
+        "name": name,
+        "val_fraction": val_fraction,
+        "seed": seed,
+    }
+    say = functools.partial(console.print, highlight=False, markup=False, soft_wrap=True)
+    share = None if shard is None else _read_shard(shard)
+    if share is not None and (merge or str(source) == "-"):
+        raise UserError("--shard goes with neither --merge nor a pipe")
+    if str(source) == "-":
+        from alexnet.stream import prepare_stream
+
+        with _Progress(console, "preparing pictures") as advance:
+            packed = prepare_stream(
+                sys.stdin.buffer, target, **chosen, processes=processes, progress=advance
+            )
+    elif merge:
+        packed = preparation.merge(source, target, **chosen)
+    else:
+        with _Progress(console, "preparing pictures") as advance:
+            made = preparation.prepare(
+                source,
+                target,
+                **chosen,
+                processes=processes,
+                shard=share,
+                progress=advance,
+                say=say,
+            )
+        if made is None:
+            say(f"{target}: share {shard} is ready; when all are, add --merge instead of --shard")
+            return
+        packed = made
+    counts = {name: len(split) for name, split in packed.splits.items()}
+    listed = ", ".join(f"{count:,} {name}" for name, count in counts.items())
+    say(f"{target}: {listed}, {len(packed.class_names)} classes")
+    _print_left_out(packed, console, at_most=LEFT_OUT_SHOWN)
+    if json_:
+        facts = {
+            "data": str(target),
+            "images": counts,
+            "classes": len(packed.class_names),
+            "left_out": len(packed.left_out),
+        }
+        print(json.dumps(facts))
+
+
+def check(
+    source: Positional[Path],
+    /,
+    *,
+    kind: str | None = None,
+    classes: Path | None = None,
+    image_px: int = 256,
+    processes: int | None = None,
+    examples: int = 3,
+    lines: Path | None = None,
+    sheet: Path | None = None,
+    json_: Annotated[bool, arg(name="json")] = False,
+) -> None:
+    """Look at every picture of a source: what is broken, odd or twice there, and what prepare does.
+
+    Args:
+        source: anything that prepare takes, but a pipe.
+        kind: what the source is, where looking does not tell.
+        classes: a file with one class a line, in the order of the labels.
+        image_px: side of the packed pictures; smaller ones are found.
+        processes: that decode, by default one per core.
+        examples: how many pictures of each kind the table names.
+        lines: write all findings to this file, one JSON object a line.
+        sheet: write a contact sheet to this PNG or JPEG file.
+        json_: print one JSON object with the counts instead of the table.
+    """
+    from alexnet import audit
+    from alexnet.sources import find_source
+
+    console = Console(stderr=json_)
+    # A check holds out nothing: every picture is looked at, whatever it will be used for.
+    listing = find_source(source, kind=kind, classes=classes)
+    with _Progress(console, "looking at pictures") as advance:
+        found = audit.check(listing, image_px=image_px, workers=processes, progress=advance)
+    if lines is not None:
+        found.write_json_lines(lines)
+    if sheet is not None:
+        _write_sheet(sheet, found, listing)
+    if json_:
+        print(json.dumps(found.to_json()))
+        return
+    console.print(audit.findings_by_kind(found, examples))
+    say = functools.partial(console.print, highlight=False, markup=False, soft_wrap=True)
+    left_out = found.num_left_out()
+    say(f"{len(listing):,} pictures as {listing.kind}; prepare leaves out {left_out:,}")
+    for path in (lines, sheet):
+        if path is not None:
+            say(f"written: {path}")
+
+
+def _write_sheet(path: Path, found: "Audit", listing: "Listing") -> None:
+    from alexnet.contact import sheet_of
+    from alexnet.files import write_bytes
+
+    form = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG"}.get(path.suffix.lower())
+    if form is None:
+        raise UserError(f"{path}: a contact sheet is a .png or a .jpg")
+    buffer = io.BytesIO()
+    sheet_of(found, listing).save(buffer, form)
+    write_bytes(path, buffer.getvalue())
+
+
+def bench(
+    what: Positional[Literal["loader"]],
+    data: Positional[Path | None] = None,
+    /,
+    *,
+    seconds: float = 3.0,
+    rounds: int = 5,
+    batch_size: int = 128,
+    num_pictures: int = 22_000,
+    peers: tuple[str, ...] | None = None,
+    workers: int = 0,
+    wait_seconds: float = 30.0,
+    json_: Annotated[bool, arg(name="json")] = False,
+) -> None:
+    """Measure against peers in one interleaved run: loader, in crops per second.
+
+    Args:
+        what: loader.
+        data: a packed data set; without it, shapes are drawn (4.3 GB in the cache).
+        seconds: of each turn.
+        rounds: turns of each.
+        batch_size: crops in a batch.
+        num_pictures: of the training set that are used.
+        peers: which peers; by default all that are installed.
+        workers: threads or processes of each; 0: one per core.
+        wait_seconds: of training the full-size network, to see how long it waits for data.
+        json_: print one JSON object instead of the table.
+    """
+    from alexnet.bench import bench_loader
+
+    console = Console(stderr=True)
+    measured = bench_loader(
+        data,
+        seconds=seconds,
+        rounds=rounds,
+        batch_size=batch_size,
+        num_pictures=num_pictures,
+        peers=peers,
+        workers=workers,
+        wait_seconds=wait_seconds,
+        say=functools.partial(console.print, highlight=False, markup=False, soft_wrap=True),
+    )
+    if json_:
+        print(json.dumps(measured))
+    else:
+        _print_rates(measured)
+
+
+def _print_rates(measured: dict[str, Any]) -> None:
+    from rich.table import Table
+
+    table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
+    table.add_column("loader")
+    for heading in ("crops/s", "least", "most", "bytes per picture"):
+        table.add_column(heading, justify="right")
+    for name, rate in sorted(measured["rates"].items(), key=lambda item: -item[1]):
+        least, most = measured["spread"][name]
+        size = measured["bytes_on_disk"].get(name, 0) / measured["pictures"]
+        table.add_row(name, f"{rate:,.0f}", f"{least:,.0f}", f"{most:,.0f}", f"{size:,.0f}")
     console = Console()
-    with _Progress(console, "preparing pictures") as advance:
-        packed = pack(
-            source,
-            target,
-            image_px=image_px,
-            val_fraction=val_fraction,
-            seed=seed,
-            progress=advance,
-        )
-    counts = ", ".join(f"{len(split):,} {name}" for name, split in packed.splits.items())
-    said = f"{target}: {counts}, {len(packed.class_names)} classes"
-    console.print(said, highlight=False, markup=False, soft_wrap=True)
-    _print_left_out(packed, console, at_most=len(packed.left_out))
+    console.print(table)
+    say = functools.partial(console.print, highlight=False, markup=False, soft_wrap=True)
+    for name, reason in measured["missing"].items():
+        say(f"not measured: {name}: {reason}")
+    for recipe, share in measured["wait_shares"].items():
+        say(f"waiting for data while training {recipe}: {share:.2%}")
+
+
+def _read_shard(text: str) -> tuple[int, int]:
+    share, slash, shares = text.partition("/")
+    if not slash or not (share.isdecimal() and shares.isdecimal()):
+        raise UserError(f"--shard is {text!r}; it is written i/n, as 2/4 for the second of four")
+    if not 1 <= int(share) <= int(shares):
+        raise UserError(f"--shard is {text}; the first number goes from 1 to the second")
+    return int(share), int(shares)
 
 
 def describe(

@@ -78,12 +78,16 @@ class EvaluateConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class SystemConfig:
-    """What must not change the mathematics, and the seed. `threads` 0: PyTorch's choice."""
+    """What must not change the mathematics, and the seed.
+
+    `threads` 0: PyTorch's choice. `loader_threads` 0: one per core, 16 at most.
+    """
 
     seed: int = 0
     device: str = "auto"
     precision: Literal["fp32", "bf16"] = "fp32"
     threads: int = 0
+    loader_threads: int = 0
     max_steps: int = 0
     log_steps: int = 10
     checkpoint_minutes: float = 10.0
@@ -192,6 +196,7 @@ def check(recipe: Recipe) -> Recipe:
         "augment.colour_strength",
         "system.max_steps",
         "system.threads",
+        "system.loader_threads",
         "system.scales_steps",
         "system.stall_margin",
     )

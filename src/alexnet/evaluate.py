@@ -19,6 +19,7 @@ from torch import Tensor
 from alexnet.dataset import PackedDataset, open_packed
 from alexnet.errors import UserError, suggest
 from alexnet.files import read_json, sha256_of
+from alexnet.opening import open_dataset
 from alexnet.predictions import (
     Predictions,
     check_views,
@@ -27,7 +28,6 @@ from alexnet.predictions import (
     normalised,
     predict,
 )
-from alexnet.prepare import open_dataset
 from alexnet.results import Score, TableRow, results_table, score_of
 from alexnet.weights import ModelCard
 from alexnet.weights import load as load_model

@@ -307,6 +307,12 @@ def _class_statement(ordered: list[ClassErrors]) -> str:
     high, low = (percent(entry.errors.top1_error) for entry in (worst, best))
     if worst.errors.top1_error == best.errors.top1_error:
         return f"Every class is missed alike: {high}"
+    tied = sum(entry.errors.top1_error == worst.errors.top1_error for entry in ordered)
+    if tied > 1:
+        return (
+            f"{tied} of {len(ordered)} classes are hardest, with {high} missed; "
+            f"easiest is {first_name(best.name)}, with {low}"
+        )
     return (
         f"Hardest is {first_name(worst.name)}, where {high} are missed; "
         f"easiest is {first_name(best.name)}, with {low}"

@@ -1,18 +1,22 @@
 """Batches of pictures in an order that is a pure function of (seed, epoch) (Sections 2, 4.1).
 
 The state of the loader is (epoch, position): nothing else has to be saved to go on exactly where
-training stopped. Each batch is read and cut by a thread while the one before it trains, which
-is the paper's "in effect computationally free"; what the thread reads comes from a memory map.
+training stopped, with any number of threads and ranks. Threads read and cut some batches ahead
+while others train, which is the paper's "in effect computationally free"; what they read comes
+from a memory map or from a decoder, both of which leave the interpreter to the training.
 
-Not here: mean subtraction, flips and colours, which run on the training device (`augment.py`).
+Not here: reading a picture (`pictures.py`); mean subtraction, flips and colours, which run on the
+training device (`augment.py`).
 """
 
 import functools
-import queue
-import threading
-from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Any
+import weakref
+from collections import deque
+from collections.abc import Callable, Generator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, fields
+from itertools import islice
+from math import prod
 
 import numpy as np
 import torch
@@ -22,9 +26,17 @@ from torch import Tensor
 from alexnet.augment import CropDraws, draw_crops
 from alexnet.config import Recipe
 from alexnet.dataset import Split
+from alexnet.pictures import Pixels, read_crops
 from alexnet.randomness import normal, permutation
+from alexnet.workers import available_cores
 
+# Batches that lie ready beside those that are being read, one by each thread.
 PREFETCHED_BATCHES = 2
+
+# Two threads copy pixels faster than any device trains; decoding uses more.
+MAX_THREADS = 16
+
+MakeBuffer = Callable[[tuple[int, ...]], Pixels]
 
 
 @dataclass(frozen=True)
@@ -37,6 +49,9 @@ class Batch:
     left: Tensor  # (B,) int64
     flip: Tensor  # (B,) bool
     colour: Tensor  # (B, 3) float32, standard normal
+
+    def to(self, device: torch.device) -> "Batch":
+        return Batch(*(getattr(self, part.name).to(device) for part in fields(self)))
 
 
 def epoch_order(recipe: Recipe, count: int, epoch: int) -> NDArray[np.int64]:
@@ -58,6 +73,20 @@ def num_batches(recipe: Recipe, count: int) -> int:
     return -(-count // recipe.optimizer.batch_size)
 
 
+def batch_positions(
+    batch_size: int, count: int, batch_index: int, *, rank: int = 0, ranks: int = 1
+) -> NDArray[np.int64]:
+    """Which positions of an epoch of `count` pictures one rank takes from one batch.
+
+    A batch is cut into consecutive parts, whose sizes differ by one at most: put together in the
+    order of the ranks they are the batch. Of a short last batch a rank may get nothing.
+    """
+    assert 0 <= rank < ranks
+    start = batch_index * batch_size
+    size = min(batch_size, count - start)
+    return np.arange(start + rank * size // ranks, start + (rank + 1) * size // ranks)
+
+
 def crop_draws(
     recipe: Recipe, indices: NDArray[np.int64], positions: NDArray[np.int64], epoch: int
 ) -> CropDraws:
@@ -71,16 +100,30 @@ def crop_draws(
     return draw_crops(recipe.system.seed, epoch, units, num_offsets=spare_px + 1, flip=augment.flip)
 
 
-def read_batch(split: Split, recipe: Recipe, epoch: int, batch_index: int) -> Batch:
-    """Read one batch of one epoch; a pure function of its arguments."""
-    size = recipe.optimizer.batch_size
-    positions = np.arange(batch_index * size, min((batch_index + 1) * size, len(split)))
-    indices = epoch_order(recipe, len(split), epoch)[positions]
+def _fresh_buffer(shape: tuple[int, ...]) -> Pixels:
+    return np.empty(shape, np.uint8)
+
+
+def read_batch(
+    split: Split,
+    recipe: Recipe,
+    epoch: int,
+    batch_index: int,
+    *,
+    rank: int = 0,
+    ranks: int = 1,
+    make_buffer: MakeBuffer = _fresh_buffer,
+) -> Batch:
+    """Read one rank's part of one batch of one epoch; a pure function of its arguments.
+
+    `make_buffer` decides only which memory the crops lie in.
+    """
+    size, count, px = recipe.optimizer.batch_size, len(split), recipe.augment.crop_px
+    positions = batch_positions(size, count, batch_index, rank=rank, ranks=ranks)
+    indices = epoch_order(recipe, count, epoch)[positions]
     draws = crop_draws(recipe, indices, positions, epoch)
-    px = recipe.augment.crop_px
-    crops = np.empty((len(indices), px, px, 3), dtype=np.uint8)
-    for row, (index, top, left) in enumerate(zip(indices, draws.top, draws.left, strict=True)):
-        crops[row] = split.images[index, top : top + px, left : left + px]
+    crops = make_buffer((len(indices), px, px, 3))
+    read_crops(split.images, indices, draws.top, draws.left, px, crops)
     return Batch(
         crops=torch.from_numpy(crops),
         labels=torch.from_numpy(np.asarray(split.labels[indices])),
@@ -93,39 +136,86 @@ def read_batch(split: Split, recipe: Recipe, epoch: int, batch_index: int) -> Ba
     )
 
 
-def batches(split: Split, recipe: Recipe, *, step: int, stop: int) -> Iterator[Batch]:
+def batches(
+    split: Split,
+    recipe: Recipe,
+    *,
+    step: int,
+    stop: int,
+    rank: int = 0,
+    ranks: int = 1,
+    threads: int = 0,
+    device: torch.device | None = None,
+) -> Generator[Batch, None, None]:
     """Yield the batches of steps `step` .. `stop` - 1, counted from 0 over all epochs.
 
-    A thread reads ahead. An error in it is raised here.
+    `threads` of our own read ahead, one batch each (0: one per core, MAX_THREADS at most); they
+    change the time and nothing else. An error in one is raised here, at its batch. On a CUDA
+    `device` the batches come there, copied from pinned memory on a stream of their own. A batch
+    is its receiver's for as long as anything refers to it; then its memory serves another.
     """
     per_epoch = num_batches(recipe, len(split))
-    ahead: queue.Queue[Any] = queue.Queue(PREFETCHED_BATCHES)
-    stopped = threading.Event()
+    threads = threads or min(available_cores(), MAX_THREADS)
+    on_cuda = device is not None and device.type == "cuda"
+    buffers = Buffers(pinned=on_cuda)
+    side_stream = torch.cuda.Stream(device) if on_cuda else None  # type: ignore[no-untyped-call]
 
-    def put(item: Any) -> None:
-        while not stopped.is_set():
-            try:
-                return ahead.put(item, timeout=0.1)
-            except queue.Full:
-                continue
+    def read(current: int) -> Batch:
+        epoch, index = divmod(current, per_epoch)
+        batch = read_batch(
+            split, recipe, epoch, index, rank=rank, ranks=ranks, make_buffer=buffers.lend
+        )
+        if device is None or side_stream is None:
+            return batch
+        with torch.cuda.stream(side_stream):
+            return batch.to(device)  # returns when the copy is done
 
-    def read() -> None:
-        try:
-            for current in range(step, stop):
-                if stopped.is_set():
-                    return
-                put(read_batch(split, recipe, *divmod(current, per_epoch)))
-        except BaseException as error:  # handed over to the training thread
-            put(error)
-
-    thread = threading.Thread(target=read, name="loader", daemon=True)
-    thread.start()
+    steps = iter(range(step, stop))
+    ahead: deque[Future[Batch]] = deque()
+    executor = ThreadPoolExecutor(threads, thread_name_prefix="loader")
     try:
         for _ in range(step, stop):
-            item = ahead.get()
-            if isinstance(item, BaseException):
-                raise item
-            yield item
+            missing = threads + PREFETCHED_BATCHES - len(ahead)
+            ahead.extend(executor.submit(read, later) for later in islice(steps, missing))
+            yield _for_this_stream(ahead.popleft().result())
     finally:
-        stopped.set()
-        thread.join()
+        executor.shutdown(cancel_futures=True)
+
+
+def _for_this_stream(batch: Batch) -> Batch:
+    """Keep CUDA memory, made on another stream, from being used again before this one is done."""
+    if batch.crops.is_cuda:
+        for part in fields(batch):
+            tensor = getattr(batch, part.name)
+            tensor.record_stream(torch.cuda.current_stream(tensor.device))
+    return batch
+
+
+class Buffers:
+    """Memory for crops that is lent, and comes back by itself when nothing refers to it any more.
+
+    The system zeroes fresh memory page by page, which takes as long as filling it. A tensor made
+    from what is lent, and any view of it, keeps it; NumPy's views of it do not.
+    """
+
+    def __init__(self, *, pinned: bool = False) -> None:
+        self._pinned = pinned
+        self._free: deque[Pixels] = deque()
+
+    def lend(self, shape: tuple[int, ...]) -> Pixels:
+        """An array (*shape) of uint8 with anything in it."""
+        size = prod(shape)
+        try:
+            buffer = self._free.pop()
+        except IndexError:
+            buffer = self._make(size)
+        if buffer.size < size:
+            buffer = self._make(size)
+        lent = buffer[:size].reshape(shape)
+        # The last reference may go in any thread; a deque needs no lock.
+        weakref.finalize(lent, self._free.append, buffer).atexit = False
+        return lent
+
+    def _make(self, size: int) -> Pixels:
+        pixels: Pixels = torch.empty(size, dtype=torch.uint8, pin_memory=self._pinned).numpy()
+        return pixels

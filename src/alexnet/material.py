@@ -18,8 +18,8 @@ from alexnet.errors import UserError
 from alexnet.files import read_json, sha256_of
 from alexnet.log import read_log
 from alexnet.model import AlexNet
+from alexnet.opening import open_dataset
 from alexnet.predictions import Predictions
-from alexnet.prepare import open_dataset
 from alexnet.weights import load
 
 Event = dict[str, Any]

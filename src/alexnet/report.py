@@ -258,7 +258,7 @@ def _learning(material: Material) -> str:
     narrow = inline_svg(learning_curves(data, num_classes, narrow=True), "curves-narrow", statement)
     words = "The light line is the loss of each logged step, the dark one its running mean."
     if num_classes:
-        words += " A network that has learned nothing stays at the dashed line."
+        words += " The dashed line is what guessing costs."
     rates = data.rates[np.isfinite(data.rates)]
     if len(rates) and rates[0] != rates[-1]:
         words += f" The learning rate went from {page.plain(rates[0])} to {page.plain(rates[-1])}."
@@ -275,6 +275,8 @@ def _learning_statement(data: Curves, num_classes: int | None) -> str:
     steps, epochs = int(data.steps[-1]), data.epochs[-1]
     time = f"{epochs:.3g} epochs" if epochs >= 2 else counted(steps, "step")
     guess = math.log(num_classes) if num_classes else math.inf
+    if last > 1.05 * guess:
+        return f"After {time} the loss is {last:.2f}, worse than a guess: {guess:.2f}"
     if last > 0.98 * guess:
         return f"After {time} the loss is {last:.2f}, no better than a guess: {guess:.2f}"
     return f"The loss went from {first:.2f} to {last:.2f} in {time}"

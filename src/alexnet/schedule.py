@@ -29,6 +29,7 @@ class ScheduleConfig:
     divisor: float = 10.0  # plateau: a drop divides all rates by this,
     drops: int = 3  # at most so many times,
     patience: int = 5  # after so many evaluations in a row that are no better than the best
+    patience_steps: int = 500  # and so many steps: of few pictures an epoch is next to nothing
     min_improvement: float = 0.0  # by more than this, a fraction (0.001 is 0.1 % of the images)
 
     table: str = "source-2012"  # epochs: a name in TABLES
@@ -186,8 +187,11 @@ class Schedule:
         """Return what holds after `epoch` epochs, a number that may have a fraction."""
         return Rates()
 
-    def observe(self, validation_error: float) -> bool:
-        """Take note of an evaluation, an error in 0..1; return whether the rates fell."""
+    def observe(self, validation_error: float, steps: float = math.inf) -> bool:
+        """Take note of an evaluation, an error in 0..1, `steps` after the one before.
+
+        Returns whether the rates fell.
+        """
         return False
 
     def state_dict(self) -> dict[str, Any]:
@@ -211,15 +215,16 @@ class Plateau(Schedule):
 
     An evaluation is *better* if its error is lower than the best by more than `min_improvement`;
     the best is the error of the last better evaluation (small gains thus add up until they
-    count). The error has *stopped improving* when `patience` evaluations in a row are not better.
-    Then every rate is divided by `divisor` and the count starts again, with the same best. After
-    `drops` drops the rates stay.
+    count). The error has *stopped improving* when `patience` evaluations in a row are not better
+    and lie `patience_steps` steps or more after the one that was. Then every rate is divided by
+    `divisor` and the count starts again, with the same best. After `drops` drops the rates stay.
     """
 
     def __init__(self, config: ScheduleConfig) -> None:
         super().__init__(config)
         self.best = math.inf
         self.bad_evaluations = 0
+        self.bad_steps = 0.0
         self.drops = 0
 
     def rates(self, epoch: float) -> Rates:
@@ -233,24 +238,36 @@ class Plateau(Schedule):
             )
         return Rates(weights=share, biases=share, reason=reason)
 
-    def observe(self, validation_error: float) -> bool:
-        """Count the evaluation, an error in 0..1; return whether the rates fell."""
+    def observe(self, validation_error: float, steps: float = math.inf) -> bool:
+        """Count the evaluation, an error in 0..1, `steps` after the one before.
+
+        Returns whether the rates fell.
+        """
         if validation_error < self.best - self.config.min_improvement:
             self.best = validation_error
-            self.bad_evaluations = 0
+            self._count_from_here()
             return False
         self.bad_evaluations += 1
-        if self.bad_evaluations < self.config.patience or self.drops == self.config.drops:
+        self.bad_steps += steps
+        patient = (
+            self.bad_evaluations < self.config.patience
+            or self.bad_steps < self.config.patience_steps
+        )
+        if patient or self.drops == self.config.drops:
             return False
-        self.bad_evaluations = 0
+        self._count_from_here()
         self.drops += 1
         return True
 
+    def _count_from_here(self) -> None:
+        self.bad_evaluations, self.bad_steps = 0, 0.0
+
     def state_dict(self) -> dict[str, Any]:
-        """Return the best error, the evaluations since that are no better, and the drops."""
+        """Return the best error, the evaluations and steps since, and the drops."""
         return {
             "best": self.best,
             "bad_evaluations": self.bad_evaluations,
+            "bad_steps": self.bad_steps,
             "drops": self.drops,
         }
 
@@ -317,6 +334,7 @@ def make_schedule(config: ScheduleConfig) -> Schedule:
     at_least: dict[str, float] = {
         "drops": 0,
         "patience": 1,
+        "patience_steps": 0,
         "min_improvement": 0,
         "bias_drop_epoch": 0,
         "factor": 1,

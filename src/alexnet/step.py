@@ -148,6 +148,9 @@ def find_device(name: str) -> torch.device:
     """ "auto" takes a GPU where there is one. Raises UserError for a device that is not there."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if name.partition(":")[0] not in ("cpu", "cuda", "mps", "xpu"):
+        known = "it is auto, cpu, cuda, or cuda:1 for the second GPU"
+        raise UserError(f"device {name!r} cannot be used: {known}; try --device cpu")
     try:
         device = torch.device(name)
         torch.zeros(1, device=device).item()

@@ -75,6 +75,11 @@ def train(
         log.write("resume" if resume else "start", training.step, total_steps=total_steps)
         with Display(total_steps, title, console=console) as display:
             display.start_at(training.step)
+            if training.step >= total_steps:
+                more = "a larger --max-steps (0: all epochs) or --epochs trains on"
+                display.say(f"all {total_steps:,} steps are done; {more}")
+            if hint := _too_few(recipe, dataset, total_steps):
+                display.say(hint)
             _loop(training, dataset, run, log, display, total_steps)
             display.say("evaluating")
         with _on_stop_signal(lambda number: _interrupt(number, run)):
@@ -87,10 +92,27 @@ def train(
     return summary
 
 
+# With fewer steps in all, the full-size networks have hardly left their first weights behind.
+FEWEST_STEPS = 1000
+
+
 def num_steps(recipe: Recipe, num_images: int) -> int:
     """Steps of the whole training: its epochs, cut at max_steps where that is set."""
     steps = math.ceil(recipe.schedule.epochs * num_batches(recipe, num_images))
     return min(steps, recipe.system.max_steps or steps)
+
+
+def _too_few(recipe: Recipe, dataset: PackedDataset, total_steps: int) -> str:
+    """What to tell somebody whose pictures are too few for the full-size network; else ""."""
+    if recipe.network.name == "small" or recipe.system.max_steps or total_steps >= FEWEST_STEPS:
+        return ""
+    images = len(dataset.splits["train"])
+    epochs = math.ceil(FEWEST_STEPS / num_batches(recipe, images))
+    return (
+        f"{images:,} pictures make {total_steps:,} steps in {recipe.schedule.epochs:g} epochs, and "
+        f"a network of this size needs some thousand: --epochs {epochs:,} or more, or "
+        "--recipe shapes for a small network of 64-pixel pictures, which learns sooner"
+    )
 
 
 def due(step: int, every: float) -> bool:
@@ -117,7 +139,15 @@ def _loop(
     training.model.train()
     with _on_stop_signal(stopped.append):
         began = time.perf_counter()
-        for batch in batches(split, recipe, step=training.step, stop=total_steps):
+        feed = batches(
+            split,
+            recipe,
+            step=training.step,
+            stop=total_steps,
+            threads=system.loader_threads,
+            device=training.device,
+        )
+        for batch in feed:
             waited = time.perf_counter() - began
             _set_rates(training, per_epoch, log, display)
             images, labels = network_input(training, batch)
@@ -298,7 +328,8 @@ def _validate(
         f"epoch {training.step / per_epoch:.1f}: validation error {errors.top1_error:.2%} top-1, "
         f"{errors.top5_error:.2%} top-5 of {errors.images:,} pictures, one view"
     )
-    training.schedule.observe(errors.top1_error)
+    steps = training.recipe.evaluate.every_epochs * per_epoch
+    training.schedule.observe(errors.top1_error, steps)
 
 
 def _logits_of(training: Training) -> Callable[[Tensor], Tensor]:

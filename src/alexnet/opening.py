@@ -1,0 +1,64 @@
+"""Opening whatever a user names as DATA: a built-in data set, a packed one, or any source.
+
+Not here: reading packed data sets (dataset.py), packing (prepare.py), the
+built-in ones (builtin.py).
+"""
+
+from pathlib import Path
+
+from alexnet import builtin
+from alexnet.dataset import PackedDataset, is_packed, open_packed
+from alexnet.errors import UserError, suggest
+from alexnet.prepare import Form, Progress, contents_of, open_cached
+from alexnet.sources import find_source
+
+
+def open_dataset(
+    spec: str,
+    *,
+    image_px: int,
+    seed: int = 0,
+    num_train: int | None = None,
+    num_val: int | None = None,
+    num_classes: int | None = None,
+    val_fraction: float = 0.1,
+    progress: Progress | None = None,
+) -> PackedDataset:
+    """Open 'shapes', 'cifar10', 'imagenette', a packed data set or a source of pictures.
+
+    What is not packed yet is packed into the cache first (ALEXNET_CACHE, by default
+    ~/.cache/alexnet), under its name, size and fingerprint: a folder that has changed since, or
+    other settings, are packed anew. `num_train`, `num_val` and `num_classes` are for 'shapes'
+    alone. Only 'cifar10' and 'imagenette' use the network, the first time.
+    """
+    form = Form(image_px)
+    sizes = {"num_train": num_train, "num_val": num_val, "num_classes": num_classes}
+    given = {key: value for key, value in sizes.items() if value is not None}
+    if spec == "shapes":
+        return builtin.open_shapes(image_px, seed, given, progress)
+    if given:
+        raise UserError(f"{', '.join(given)}: for the built-in shapes only, not for {spec}")
+    if spec == "cifar10":
+        return builtin.open_cifar10(image_px, progress)
+    if spec == "imagenette":
+        return builtin.open_imagenette(image_px, progress)
+    path = Path(spec).expanduser()
+    if is_packed(path):
+        return _open_with_size(path, image_px)
+    if not path.exists():
+        raise UserError(f"no data set or folder {spec!r}{suggest(spec, builtin.NAMES)}")
+    if (path / "recipe.json").is_file():
+        raise UserError(f"{path} is a run, not pictures; to go on with it: --resume --run {path}")
+    contents = contents_of(find_source(path, val_fraction=val_fraction, seed=seed), form)
+    return open_cached(path.resolve().stem, image_px, contents.source, lambda: contents, progress)
+
+
+def _open_with_size(path: Path, image_px: int) -> PackedDataset:
+    dataset = open_packed(path)
+    if dataset.image_px != image_px:
+        raise UserError(
+            f"{path} is packed at {dataset.image_px} px, but {image_px} px are asked for: "
+            f"prepare it again with --image-px {image_px}, or take its pictures as they are with "
+            f"--set data.image_px={dataset.image_px}"
+        )
+    return dataset
