@@ -15,9 +15,9 @@ from alexnet.config import differences, from_dict
 from alexnet.errors import UserError
 from alexnet.files import read_json
 from alexnet.recipes import find_recipe
-from fabricate import SHAPES, alexnet, refusal
+from fabricate import SHAPES, alexnet, refusal, strict_json
 
-COMMANDS = ("train", "evaluate", "report", "describe", "prepare")
+COMMANDS = ("train", "evaluate", "report", "describe", "prepare", "check", "bench")
 
 
 @pytest.fixture(scope="module")
@@ -262,3 +262,48 @@ def test_train_leaves_a_report_unless_it_is_told_not_to(tmp_path: Path) -> None:
     assert finished.code == 0, finished
     assert (run / "report.html").stat().st_size > 1000
     assert f"report: {run / 'report.html'}" in finished.out.splitlines()
+
+
+# --- check, shares and bench --------------------------------------------------------------------
+
+
+def test_check_names_what_is_odd_in_a_table_in_lines_and_on_a_sheet(tmp_path: Path) -> None:
+    source = fabricate.pictures(tmp_path / "source", per_class=4)
+    (source / "red" / "empty.png").write_bytes(b"")
+    (source / "red" / "twice.png").write_bytes((source / "red" / "00.png").read_bytes())
+    lines, sheet = tmp_path / "odd.jsonl", tmp_path / "odd.png"
+    options = ("--image-px", "32", "--processes", "1", "--lines", lines, "--sheet", sheet)
+    finished = alexnet("check", source, *options)
+    assert finished.code == 0, finished
+    assert "empty.png" in finished.out
+    assert "18 pictures as folder; prepare leaves out 1" in finished.out
+    found = [json.loads(line) for line in lines.read_text().splitlines()]
+    assert {(finding["kind"], Path(finding["name"]).name) for finding in found} >= {
+        ("empty", "empty.png"),
+        ("duplicate", "twice.png"),
+    }
+    assert sheet.read_bytes().startswith(b"\x89PNG")
+    counted = strict_json(alexnet("check", source, *options, "--json").out)
+    assert counted["left_out"] == 1
+    assert counted["counts"]["empty"] == 1
+    assert "a contact sheet is" in refusal("check", source, "--processes", "1", "--sheet", "x.txt")
+
+
+def test_shares_are_prepared_and_merged(tmp_path: Path) -> None:
+    source = fabricate.pictures(tmp_path / "source", per_class=4)
+    for shard in ("1/2", "2/2"):
+        finished = alexnet("prepare", source, tmp_path / "data", "--shard", shard)
+        assert finished.code == 0, finished
+        assert f"share {shard} is ready" in finished.out
+    finished = alexnet("prepare", source, tmp_path / "data", "--merge", "--json")
+    assert strict_json(finished.out)["images"] == {"train": 12, "val": 4}
+
+
+@pytest.mark.parametrize("shard", ["3/2", "0/2", "2", "a/b", "1/0"])
+def test_a_share_that_cannot_be_is_refused(tmp_path: Path, shard: str) -> None:
+    source = fabricate.pictures(tmp_path / "source", per_class=2)
+    assert "--shard is" in refusal("prepare", source, tmp_path / "data", "--shard", shard)
+
+
+def test_an_unknown_peer_is_refused() -> None:
+    assert "no peer 'fccv'" in refusal("bench", "loader", "--peers", "fccv")

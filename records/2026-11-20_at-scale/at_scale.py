@@ -7,6 +7,7 @@ pictures. They are `shapes` of 1000 classes, drawn at 96 px, enlarged to the siz
 260 to 500 px, and saved as JPEG: they have the size and form of ImageNet's, not the content.
 """
 
+import contextlib
 import io
 import json
 import os
@@ -78,21 +79,20 @@ def memory_mb(pid: int) -> float:
     """What a process and those that it started hold for themselves (PSS, anonymous and shared)."""
     total = 0
     for process in [pid, *children(pid)]:
-        try:
+        with contextlib.suppress(OSError):
             for line in Path(f"/proc/{process}/smaps_rollup").read_text().splitlines():
-                if line.startswith("Pss_Anon:") or line.startswith("Pss_Shmem:"):
+                if line.startswith(("Pss_Anon:", "Pss_Shmem:")):
                     total += int(line.split()[1])
-        except OSError:
-            continue
     return total / 1024
 
 
 def children(pid: int) -> list[int]:
-    try:
-        found = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-    except OSError:
-        return []
-    return [int(c) for c in found] + [g for c in found for g in children(int(c))]
+    """Processes that any thread of `pid` has started, and theirs."""
+    found: list[int] = []
+    for task in Path(f"/proc/{pid}/task").glob("*/children"):
+        with contextlib.suppress(OSError):
+            found += map(int, task.read_text().split())
+    return found + [grandchild for child in found for grandchild in children(child)]
 
 
 def measured(*arguments: str) -> dict[str, float | str]:

@@ -42,7 +42,7 @@ PIXELS_FILE, JPEGS_FILE = "images.npy", "images.jpegs"
 
 STORES = ("pixels", "jpeg")
 
-SECONDS_BETWEEN_NOTES = 10.0
+SECONDS_BETWEEN_NOTES = 3.0
 
 # What JPEG of quality 90 takes, generously: photographs of 256 px have 17 KB, 0.26 a pixel.
 JPEG_BYTES_PER_PIXEL = 0.4
