@@ -212,13 +212,18 @@ def by_split(folder: Path) -> dict[str, dict[str, bytes]]:
     return {split: files_below(folder / split) for split in ("train", "val")}
 
 
+def classes_of(folder: Path) -> list[str]:
+    return sorted(path.name for path in (folder / "train").iterdir())
+
+
 def parquet(folder: Path, target: Path, *, names: bool = True) -> Path:
     """Two files to train on, one to validate, in Hugging Face's form."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     image = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
-    label = {"_type": "ClassLabel", **({"names": list(CLASSES)} if names else {})}
+    classes = classes_of(folder)
+    label = {"_type": "ClassLabel", **({"names": classes} if names else {})}
     features = {"image": {"_type": "Image"}, "label": label}
     metadata = {"huggingface": json.dumps({"info": {"features": features}})}
     schema = pa.schema([("image", image), ("label", pa.int64())], metadata=metadata)
@@ -227,7 +232,7 @@ def parquet(folder: Path, target: Path, *, names: bool = True) -> Path:
         rows = [
             {
                 "image": {"bytes": data, "path": Path(name).name},
-                "label": CLASSES.index(Path(name).parent.name),
+                "label": classes.index(Path(name).parent.name),
             }
             for name, data in files.items()
         ]

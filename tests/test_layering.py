@@ -13,8 +13,9 @@ MODULES = sorted(path.stem for path in PACKAGE.glob("[a-z]*.py"))
 
 LEVELS = [
     {"errors", "images", "layers", "metrics", "oddities", "page", "randomness", "stall"}
-    | {"statistics", "workers"},
-    {"augment", "files", "likeness", "networks", "optim", "schedule", "shapes", "tables"},
+    | {"statistics"},
+    {"augment", "files", "likeness", "networks", "optim", "schedule", "shapes", "tables"}
+    | {"workers"},
     {"checkpoint", "config", "differences", "drawing", "listing", "log", "model", "packing"},
     {"archives", "describe", "examine", "pictures", "recipes", "weights"},
     {"audit", "dataset", "imagenet"},

@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -20,7 +21,7 @@ from hypothesis import strategies as st
 from alexnet import packing
 from alexnet.dataset import open_packed, verify_packed
 from alexnet.errors import UserError
-from alexnet.packing import Block, BusyError, Packing, Plan, make_block
+from alexnet.packing import Block, BusyError, NoDataSetError, Packing, Plan, make_block
 
 PX = 4
 COUNTS = {"train": 23, "val": 9}
@@ -51,6 +52,12 @@ def write(target: Path, stop: float = float("inf"), size: int = 4, plan: Plan = 
                 raise KeyboardInterrupt
             packed.add(block)
         packed.finish(CLASSES, CLASSES)
+
+
+def stopped_by(error: Exception, target: Path) -> None:
+    with packing.packing(target, PLAN) as packed:
+        packed.add(next(blocks(0)))
+        raise error
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -138,9 +145,88 @@ def test_on_a_full_disk_nothing_is_lost_and_the_same_command_goes_on(
 
 
 def test_a_source_that_gives_no_data_set_leaves_nothing(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="no good"), packing.packing(tmp_path / "packed", PLAN):
-        raise UserError("no good")
+    with pytest.raises(UserError, match="no good"):
+        stopped_by(NoDataSetError("no good"), tmp_path / "packed")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_after_any_other_mistake_what_was_written_is_gone_on_with(
+    tmp_path: Path, whole: dict[str, bytes]
+) -> None:
+    with pytest.raises(UserError, match="the server is gone"):
+        stopped_by(UserError("the server is gone"), tmp_path / "packed")
+    assert Packing.done_in(tmp_path / "packed.partial") == 4
+    write(tmp_path / "packed")
+    assert contents(tmp_path / "packed") == whole
+
+
+@pytest.mark.parametrize("appends_before", range(9))
+def test_an_interruption_in_the_midst_of_a_block_is_not_noted(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    whole: dict[str, bytes],
+    appends_before: int,
+) -> None:
+    remaining = iter(range(appends_before))
+    append = Packing._append
+
+    def interrupted(packed: Packing, name: str, data: bytes) -> None:
+        if next(remaining, None) is None:
+            raise KeyboardInterrupt
+        append(packed, name, data)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Packing, "_append", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            write(tmp_path / "packed")
+    write(tmp_path / "packed")
+    assert contents(tmp_path / "packed") == whole
+
+
+def test_a_note_that_cannot_be_written_loses_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, whole: dict[str, bytes]
+) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        write(tmp_path / "packed", 10)
+
+    def full(path: Path, data: bytes) -> None:
+        raise UserError("no space left on the disk")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(packing, "write_bytes", full)
+        with pytest.raises(UserError, match="no space"):
+            write(tmp_path / "packed")
+    assert Packing.done_in(tmp_path / "packed.partial") == 12
+    write(tmp_path / "packed")
+    assert contents(tmp_path / "packed") == whole
+
+
+@pytest.mark.parametrize("name", ["data/train/sources.txt", "journal/train.labels"])
+def test_a_file_that_is_missing_is_named(tmp_path: Path, name: str) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        write(tmp_path / "packed", 10)
+    (tmp_path / "packed.partial" / name).unlink()
+    with pytest.raises(UserError, match=r"is missing; remove .*packed\.partial"):
+        write(tmp_path / "packed")
+
+
+def test_a_damaged_note_is_one_line(tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        write(tmp_path / "packed", 10)
+    (tmp_path / "packed.partial/journal/state.npz").write_bytes(b"nonsense")
+    with pytest.raises(UserError, match="damaged"):
+        write(tmp_path / "packed")
+
+
+def test_a_journal_whose_data_set_was_put_in_place_begins_anew(
+    tmp_path: Path, whole: dict[str, bytes]
+) -> None:
+    """As after a kill between the last renaming and tidying up, and a removed data set."""
+    with pytest.raises(KeyboardInterrupt):
+        write(tmp_path / "packed", 10)
+    shutil.rmtree(tmp_path / "packed.partial/data")
+    write(tmp_path / "packed")
+    assert contents(tmp_path / "packed") == whole
 
 
 def test_two_at_once_do_not_mix(tmp_path: Path, whole: dict[str, bytes]) -> None:

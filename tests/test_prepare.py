@@ -332,6 +332,23 @@ def test_a_jpeg_store_has_the_statistics_of_what_it_gives_back(tmp_path: Path) -
     )
 
 
+def test_shares_are_not_mixed_with_a_preparation_of_the_whole(
+    whole_source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(preparation, "BLOCK_BYTES", 3 * 3 * PX**2)
+
+    def interrupt(done: int, total: int) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        prepare(whole_source, tmp_path / "packed", progress=interrupt)
+    form = Form(PX)
+    for share in (1, 2):
+        preparation.prepare(whole_source, tmp_path / "packed", form=form, shard=(share, 2))
+    with pytest.raises(UserError, match="begun with other pictures"):
+        merge(whole_source, tmp_path / "packed", form=form)
+
+
 def test_a_missing_share_is_named(whole_source: Path, tmp_path: Path) -> None:
     form = Form(PX)
     with pytest.raises(UserError, match="no finished shares"):

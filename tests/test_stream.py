@@ -127,6 +127,30 @@ def test_a_fraction_outside_0_to_1_is_refused(
         stream(synsets, tmp_path / "packed", val_fraction=fraction)
 
 
+@pytest.mark.parametrize("share", [0.3, 0.5, 0.7])
+def test_a_stream_that_breaks_off_is_no_data_set_and_can_be_sent_again(
+    synsets: Path, tmp_path: Path, share: float
+) -> None:
+    stream(synsets, tmp_path / "whole")
+    data = synsets.read_bytes()
+    cut = io.BytesIO(data[: int(share * len(data))])
+    with pytest.raises(UserError, match=r"broke off after .* send it again"):
+        prepare_stream(cut, tmp_path / "packed", form=Form(PX), processes=1)
+    with pytest.raises(UserError):
+        prepare_stream(io.BytesIO(b""), tmp_path / "packed", form=Form(PX), processes=1)
+    assert (tmp_path / "packed.partial").is_dir()
+    stream(synsets, tmp_path / "packed")
+    assert contents(tmp_path / "packed") == contents(tmp_path / "whole")
+
+
+def test_held_out_pictures_that_cannot_be_read_leave_no_empty_split(tmp_path: Path) -> None:
+    folder = layouts.split_folder(tmp_path / "folder")
+    for path in (folder / "val").glob("*/*"):
+        path.write_bytes(b"no picture")
+    data = stream(layouts.tar_of_folders(folder, tmp_path / "tars"), tmp_path / "packed")
+    assert set(data.splits) == {"train"}
+
+
 def test_a_stream_of_nothing_leaves_nothing(tmp_path: Path) -> None:
     with pytest.raises(UserError):
         prepare_stream(io.BytesIO(b""), tmp_path / "packed", form=Form(PX), processes=1)

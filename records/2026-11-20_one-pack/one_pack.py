@@ -1,8 +1,9 @@
 """Imagenette from five layouts, killed fifty times, and its statistics by NumPy in float64.
 
-    PYTHONPATH=tests python records/2026-11-20_one-pack/one_pack.py IMAGENETTE WORK
+    PYTHONPATH=tests python records/2026-11-20_one-pack/one_pack.py IMAGENETTE WORK [LAYOUT ...]
 
 IMAGENETTE holds train/ and val/; WORK needs 20 GB. `tests/layouts.py` writes the other layouts.
+Named LAYOUTs alone are compared with the WORK/packed of an earlier run.
 """
 
 import contextlib
@@ -101,10 +102,7 @@ def statistics(folder: Path) -> dict[str, float]:
         }
 
 
-def main(source: Path, work: Path) -> None:
-    work.mkdir(parents=True, exist_ok=True)
-    classes = work / "classes.txt"
-    classes.write_text("".join(f"{p.name}\n" for p in sorted((source / "train").iterdir())))
+def from_folder(source: Path, work: Path, classes: Path) -> None:
     started = time.monotonic()
     subprocess.run(command(source, work / "packed", classes), check=True)
     seconds = time.monotonic() - started
@@ -114,7 +112,17 @@ def main(source: Path, work: Path) -> None:
     print(json.dumps({"differences from float64": differences}), flush=True)
     same_bytes = list(killed_often(source, work / "packed", classes))
     print(json.dumps({"source": "folder", "kills": KILLS, "same bytes": same_bytes}), flush=True)
-    for name, make in LAYOUTS.items():
+
+
+def main(source: Path, work: Path, chosen: list[str]) -> None:
+    work.mkdir(parents=True, exist_ok=True)
+    classes = work / "classes.txt"
+    classes.write_text("".join(f"{p.name}\n" for p in sorted((source / "train").iterdir())))
+    if not chosen:
+        from_folder(source, work, classes)
+    expected = digests(work / "packed")
+    for name in chosen or LAYOUTS:
+        make = LAYOUTS[name]
         layout = make(source, work / "layout")
         started = time.monotonic()
         subprocess.run(command(layout, work / "other", classes), check=True)
@@ -127,4 +135,4 @@ def main(source: Path, work: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), Path(sys.argv[2]))
+    main(Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3:])

@@ -9,6 +9,7 @@ keep their own order.
 Not here: how sources look on the disk (sources.py), decoding (images.py).
 """
 
+import errno
 import hashlib
 import json
 import os
@@ -29,6 +30,12 @@ SPLITS = ("train", "val", "test")
 
 # What a file may hold at most: the largest real pictures have some tens of megabytes.
 MAX_PICTURE_BYTES = 512 * 2**20
+
+# Errors that are of the disk, the network or this process, not of the picture.
+PASSING_ERRORS = {
+    *(errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.ENOTCONN),
+    *(errno.EMFILE, errno.ENFILE, errno.ENOMEM),
+}
 
 INSERTED_AT_A_TIME = 10_000
 
@@ -323,6 +330,11 @@ def read_bytes(place: Place) -> bytes:
                 raise UnreadableImage(f"more than {MAX_PICTURE_BYTES:,} bytes")
             return data
     except OSError as error:
+        if error.errno in PASSING_ERRORS:
+            raise UserError(
+                f"cannot read {place.file}: {error.strerror}; once that is mended, "
+                "the same command goes on where it was"
+            ) from error
         raise UnreadableImage(error.strerror or str(error)) from error
 
 

@@ -16,9 +16,11 @@ import errno
 import io
 import json
 import os
+import re
 import shutil
 import time
-from collections.abc import Iterable, Iterator
+import zipfile
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import IO, Any
@@ -139,15 +141,20 @@ class Packing:
         self._moments = Moments.zero(plan.image_px)
         self._sizes: dict[str, int] = {}
         self.done = 0
+        self._whole = True  # no block is half added
         self._noted = time.monotonic()
         self._journal.mkdir(parents=True, exist_ok=True)
+        if not self.data.exists():  # it has become the data set; what is noted is of that
+            (self._journal / "state.npz").unlink(missing_ok=True)
         self.data.mkdir(exist_ok=True)
         self._go_on()
 
     def add(self, *blocks: Block) -> None:
         """Append blocks that together stand for the next pictures of the source."""
+        self._whole = False
         for block in blocks:
             self._add(block)
+        self._whole = True
         if time.monotonic() - self._noted > SECONDS_BETWEEN_NOTES:
             self.note()
 
@@ -159,7 +166,9 @@ class Packing:
         yield from (entry["path"] for entry in self.left_out())
 
     def note(self) -> None:
-        """Flush everything and write down how far it has come."""
+        """Flush everything and write down how far it has come; in the midst of a block, nothing."""
+        if not self._whole:
+            return
         for file in self._files.values():
             _flush(file)
         position = json.dumps({"done": self.done, "sizes": self._sizes})
@@ -224,6 +233,8 @@ class Packing:
         left_out = [*refused, *self.left_out()]
         self.close()
         splits = {}
+        for split in set(SPLITS) - set(self._splits()):
+            shutil.rmtree(self.data / split, ignore_errors=True)
         for split in self._splits():
             labels = self._labels(split)
             labels = labels if relabel is None else relabel[labels]
@@ -255,7 +266,9 @@ class Packing:
     def append_share(self, share: Path) -> None:
         """Take over everything that the finished share in folder `share` holds."""
         other = Packing(share, self._plan)
+        self._whole = False
         for name in sorted(other._sizes):
+            self._append(name, b"")
             with open(share / name, "rb") as file:
                 if name.endswith(PIXELS_FILE):
                     file.seek(len(_pixels_header(0, self._plan.image_px)))
@@ -263,6 +276,7 @@ class Packing:
                     self._append(name, chunk)
         self._moments += other._moments
         self.done += other.done
+        self._whole = True
         other.close()
 
     def _add(self, block: Block) -> None:
@@ -281,7 +295,8 @@ class Packing:
         self.done += block.taken
 
     def _splits(self) -> list[str]:
-        return [split for split in SPLITS if f"journal/{split}.labels" in self._sizes]
+        """Those that have pictures."""
+        return [split for split in SPLITS if self._sizes.get(f"journal/{split}.labels")]
 
     def _labels(self, split: str) -> Labels:
         return np.frombuffer(self._read(f"journal/{split}.labels"), "<i8").astype(np.int64)
@@ -310,14 +325,12 @@ class Packing:
     def _go_on(self) -> None:
         """Cut all files back to where the last note found them; without a note, to nothing."""
         state = self._journal / "state.npz"
-        if state.exists():
-            with np.load(state, allow_pickle=False) as noted:
-                position = json.loads(noted["position"].tobytes())
-                self.done, self._sizes = position["done"], position["sizes"]
-                self._moments = Moments(
-                    int(noted["images"]), noted["pixel_sum"], noted["product_sum"]
-                )
         folder = self._journal.parent
+        if state.exists():
+            self._read_state(state)
+        for name in self._sizes:
+            if not (folder / name).is_file():
+                raise UserError(f"{folder / name} is missing; remove {folder} and start again")
         growing = [*folder.glob("data/**/*"), *self._journal.glob("*.labels")]
         growing += [*self._journal.glob("*.sizes"), *self._journal.glob("*.jsonl")]
         for path in growing:
@@ -331,13 +344,25 @@ class Packing:
             else:
                 os.truncate(path, size)
 
+    def _read_state(self, state: Path) -> None:
+        try:
+            with np.load(state, allow_pickle=False) as noted:
+                position = json.loads(noted["position"].tobytes())
+                self.done, self._sizes = position["done"], position["sizes"]
+                self._moments = Moments(
+                    int(noted["images"]), noted["pixel_sum"], noted["product_sum"]
+                )
+        except (ValueError, LookupError, OSError, zipfile.BadZipFile) as error:
+            folder = self._journal.parent
+            raise UserError(f"{state} is damaged; remove {folder} and start again") from error
+
 
 class BusyError(UserError):
     """Another process is writing the same data set."""
 
 
-class OtherSourceError(UserError):
-    """What has been written so far is of another source."""
+class NoDataSetError(UserError):
+    """The pictures of a source do not make a data set."""
 
 
 @contextlib.contextmanager
@@ -345,12 +370,14 @@ def packing(target: Path, plan: Plan) -> Iterator[Packing]:
     """Begin or go on with the packed data set `target`; it appears when the block succeeds.
 
     The block adds what `Packing.done` says is missing and calls `finish`, unless the plan is of a
-    share. After an interruption or a full disk what was written stays, to be gone on with;
-    after another UserError, which says that this source gives no data set, it is removed.
-    Raises UserError when the target has something in it, the disk is too small, or the partial
-    folder belongs to another plan, and BusyError while another process is at it.
+    share. Whatever stops it, what was written stays, to be gone on with; only after a
+    NoDataSetError, and where there is nothing yet, it is removed. Raises UserError when the
+    target has something in it, the disk is too small, or the partial folder belongs to another
+    plan, and BusyError while another process is at it.
     """
     target = target.resolve()  # "." has no name of its own
+    if not target.name:
+        raise UserError(f"{target} cannot become a data set; name a new folder")
     final = target if plan.shard is None else shard_folder(target, plan.shard)
     folder = partial_folder(target, plan.shard)
     needed = packed_bytes(plan.num_images, plan.image_px, plan.store) // (plan.shard or (1, 1))[1]
@@ -368,10 +395,12 @@ def packing(target: Path, plan: Plan) -> Iterator[Packing]:
             except KeyboardInterrupt:
                 packed.note()
                 raise
-            except OtherSourceError:
-                raise
-            except UserError:
-                shutil.rmtree(folder, ignore_errors=True)
+            except UserError as error:
+                if packed.done == 0 or isinstance(error, NoDataSetError):
+                    shutil.rmtree(folder, ignore_errors=True)
+                else:
+                    with contextlib.suppress(UserError, OSError):  # the disk may be full
+                        packed.note()
                 raise
             finally:
                 packed.close()
@@ -395,14 +424,18 @@ def merge_shares(
     class_ids: tuple[str, ...],
     class_names: tuple[str, ...],
     refused: Iterable[dict[str, str]],
+    check: Callable[[Packing], None],
 ) -> None:
     """Put the finished shares of `plan` beside `target` together, and remove them.
+
+    `check` looks at the whole before it is finished, and may raise NoDataSetError.
 
     Raises UserError when one is missing or belongs to another plan.
     """
     target = target.resolve()
-    found = sorted(target.parent.glob(f"{target.name}.shard-*-of-*"))
-    counts = {int(path.name.rpartition("-")[2]) for path in found if path.suffix != ".partial"}
+    pattern = re.compile(re.escape(target.name) + r"\.shard-(\d+)-of-(\d+)")
+    names = [path.name for path in target.parent.iterdir() if path.is_dir()]
+    counts = {int(match[2]) for name in names if (match := pattern.fullmatch(name))}
     if len(counts) != 1:
         raise UserError(f"no finished shares of one division lie beside {target}; make them first")
     shards = [(i, counts_of) for counts_of in counts for i in range(1, counts_of + 1)]
@@ -411,13 +444,16 @@ def merge_shares(
         if not folder.is_dir():
             raise UserError(f"{folder} is missing: prepare it with --shard {shard[0]}/{shard[1]}")
         _check_plan(folder, replace(plan, shard=shard))
-    with packing(target, plan) as whole:
+    # Not to be mixed up with a preparation of the whole that was begun and left.
+    merged = replace(plan, source=f"{plan.source} in {len(shards)} shares")
+    with packing(target, merged) as whole:
         ends = 0
         for folder in folders:
             ends += Packing.done_in(folder)
             if whole.done < ends:
                 whole.append_share(folder)
                 whole.note()
+        check(whole)
         whole.finish(class_ids, class_names, refused=refused)
     for folder in folders:
         shutil.rmtree(folder, ignore_errors=True)

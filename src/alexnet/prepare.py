@@ -31,6 +31,7 @@ from alexnet.packing import (
     STORES,
     Block,
     BusyError,
+    NoDataSetError,
     Packing,
     Plan,
     make_block,
@@ -154,7 +155,14 @@ def merge(
     listing = find_source(source, kind=kind, classes=classes, val_fraction=val_fraction, seed=seed)
     contents = contents_of(listing, form)
     plan = _plan(contents, form, name or source.resolve().stem, None)
-    merge_shares(target, plan, contents.class_ids, contents.class_names, contents.refused)
+    merge_shares(
+        target,
+        plan,
+        contents.class_ids,
+        contents.class_names,
+        contents.refused,
+        lambda packed: _check_classes(packed, contents),
+    )
     return open_packed(target)
 
 
@@ -173,6 +181,9 @@ def open_cached(
             _pack(target, make_contents(), Form(image_px), name, None, progress)
         except BusyError:  # another process packs the same; it will be there soon
             time.sleep(SECONDS_BETWEEN_LOOKS)
+        except UserError:
+            if not is_packed(target):  # unless another process has been faster
+                raise
     return open_packed(target)
 
 
@@ -201,7 +212,7 @@ def contents_of(
             processes=count,
             crashed=partial(crashed, form),
         )
-        return _checked(decoded, stop - start)
+        return _checked(decoded, total)
 
     return Contents(
         source=listing.fingerprint(),
@@ -320,7 +331,7 @@ def _checked(blocks: Iterable[Block], total: int) -> Iterator[Block]:
             first = f"{block.left_out[0]['path']}: {block.left_out[0]['reason']}"
         left_out += len(block.left_out)
         if 2 * left_out > total:
-            raise UserError(
+            raise NoDataSetError(
                 f"more than half of the {total:,} pictures cannot be read; the first: {first}"
             )
         yield block
@@ -328,10 +339,12 @@ def _checked(blocks: Iterable[Block], total: int) -> Iterator[Block]:
 
 def _check_classes(packed: Packing, contents: Contents) -> None:
     kept = packed.class_counts(len(contents.class_ids))
+    none = np.zeros(len(contents.class_ids), np.int64)
     for split, expected in contents.expected.items():
-        for class_id, before, after in zip(contents.class_ids, expected, kept[split], strict=True):
+        counts = kept.get(split, none)
+        for class_id, before, after in zip(contents.class_ids, expected, counts, strict=True):
             if before and not after:
-                raise UserError(
+                raise NoDataSetError(
                     f"no picture of class {class_id!r} for {split} can be read; "
                     "replace the pictures of this class or remove it"
                 )

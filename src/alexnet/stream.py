@@ -21,7 +21,7 @@ from alexnet.dataset import PackedDataset, open_packed
 from alexnet.errors import UserError
 from alexnet.imagenet import WORDNET_NAMES, read_classes
 from alexnet.listing import SPLITS, Carried, Picture
-from alexnet.packing import Block, OtherSourceError, Packing, Plan, packing
+from alexnet.packing import Block, Packing, Plan, packing
 from alexnet.prepare import Form, Progress, block_images, crashed, decode
 from alexnet.sources import stream_source
 from alexnet.workers import available_cores, in_order
@@ -45,7 +45,8 @@ def prepare_stream(
     """Pack the pictures of a tar that can only be read forwards, in the order of the stream.
 
     Where the stream does not tell splits, each picture is held out for validation with the chance
-    `val_fraction` (None: a tenth; 0: none), drawn from its name and `seed`. Progress counts
+    `val_fraction` (None: a tenth; 0: none), drawn from its name and `seed`, but for the first of
+    its class. A stream that breaks off is an error; what has come is kept. Progress counts
     pictures, with 0 for their unknown number. Raises UserError for whatever stands in the way.
     """
     form = form or Form()
@@ -73,6 +74,11 @@ def prepare_stream(
             packed.add(*blocks)
             if progress is not None:
                 progress(packed.done, 0)
+        if cut := next((entry for entry in refused if entry["path"] == "stream"), None):
+            raise UserError(
+                f"the stream broke off after {packed.done:,} pictures ({cut['reason']}); "
+                "send it again from its beginning: what has come is kept"
+            )
         if len(labels) < 2:
             raise UserError(
                 f"the stream holds {len(labels)} classes with pictures; two are the least"
@@ -96,9 +102,11 @@ def _numbered(
 ) -> Iterator[Carried]:
     """Pictures with their bytes; classes are numbered as they come, in `labels`."""
     for picture, data in pictures:
+        is_first = picture.class_id not in labels  # of its class: that one is to train on
         label = labels.setdefault(picture.class_id, len(labels))
         split = picture.split
-        if not picture.name.startswith(f"{split}/") and _draw(picture.name, seed) < fraction:
+        undecided = not is_first and not picture.name.startswith(f"{split}/")
+        if undecided and _draw(picture.name, seed) < fraction:
             split = "val"
         yield Carried(split, label, picture.name, picture.place, data)
 
@@ -119,7 +127,7 @@ def _pass_over(pictures: Iterator[Carried], packed: Packing) -> None:
     """Skip what is packed already. Raises UserError when it is not what the stream begins with."""
     passed = _sum_of(picture.name for picture in islice(pictures, packed.done))
     if passed != _sum_of(packed.names()):
-        raise OtherSourceError(
+        raise UserError(
             f"{packed.data.parent} was begun with another stream; send the same one again, "
             "or remove it to begin anew"
         )

@@ -13,6 +13,8 @@ from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import get_context, parent_process
 from typing import TypeVar
 
+from alexnet.errors import UserError
+
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
@@ -85,6 +87,13 @@ def _one_by_one(
     crashed: Callable[[Item], Result],
 ) -> Iterator[Result]:
     pool = _pool(1)
+    try:
+        pool.submit(os.getpid).result()
+    except BrokenProcessPool:
+        raise UserError(
+            "no process can be started; take --processes 1, or guard your script with "
+            'if __name__ == "__main__"'
+        ) from None
     for item in job:
         try:
             yield pool.submit(function, [item]).result()
