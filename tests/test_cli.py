@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -11,10 +12,14 @@ import pytest
 
 import fabricate
 from alexnet import cli
+from alexnet.bench import PEERS
 from alexnet.config import differences, from_dict
 from alexnet.errors import UserError
 from alexnet.files import read_json
+from alexnet.images import RESAMPLING
+from alexnet.packing import STORES
 from alexnet.recipes import find_recipe
+from alexnet.sources import KINDS
 from fabricate import SHAPES, alexnet, refusal, strict_json
 
 COMMANDS = ("train", "evaluate", "report", "describe", "prepare", "check", "bench")
@@ -307,3 +312,12 @@ def test_a_share_that_cannot_be_is_refused(tmp_path: Path, shard: str) -> None:
 
 def test_an_unknown_peer_is_refused() -> None:
     assert "no peer 'fccv'" in refusal("bench", "loader", "--peers", "fccv")
+
+
+@pytest.mark.parametrize(
+    ("command", "names"),
+    [("prepare", (*KINDS, *RESAMPLING, *STORES)), ("check", tuple(KINDS)), ("bench", tuple(PEERS))],
+)
+def test_help_names_what_can_be_chosen(command: str, names: tuple[str, ...]) -> None:
+    text = re.sub(r"[\s│]+", "", alexnet(command, "--help").out)
+    assert [name for name in names if name not in text] == []

@@ -20,17 +20,34 @@ from alexnet import prepare as preparation
 from alexnet.dataset import PackedDataset, open_packed, verify_packed
 from alexnet.errors import UserError
 from alexnet.images import read_image, resize_and_crop
+from alexnet.listing import Listing
 from alexnet.opening import open_dataset
-from alexnet.prepare import Form, merge
-from alexnet.sources import find_source
+from alexnet.prepare import Form
+from alexnet.sources import find_source, name_of_source
 
 PX = 8
 
 
 def prepare(source: Path, target: Path, image_px: int = PX, **options: Any) -> PackedDataset:
-    packed = preparation.prepare(source, target, form=Form(image_px), **options)
+    packed = prepared(source, target, form=Form(image_px), **options)
     assert packed is not None
     return packed
+
+
+def prepared(source: Path, target: Path, **options: Any) -> PackedDataset | None:
+    return preparation.prepare(*listed(source, target, options), **options)
+
+
+def merged(source: Path, target: Path, **options: Any) -> PackedDataset:
+    return preparation.merge(*listed(source, target, options), **options)
+
+
+def listed(source: Path, target: Path, options: dict[str, Any]) -> tuple[Listing, Path]:
+    """The listing of a source, with those of the options that are for it taken out."""
+    names = ("kind", "classes", "val_fraction", "seed")
+    chosen = {name: options.pop(name) for name in names if name in options}
+    options.setdefault("name", name_of_source(source))
+    return find_source(source, **chosen), target
 
 
 def picture(path: Path, seed: int = 0, size: tuple[int, int] = (14, 10)) -> Path:
@@ -284,14 +301,12 @@ def test_shares_merge_to_the_same_bytes(whole_source: Path, tmp_path: Path) -> N
     prepare(whole_source, tmp_path / "whole")
     for share in (3, 1, 2):
         form = Form(PX)
-        done = preparation.prepare(
-            whole_source, tmp_path / "packed", form=form, shard=(share, 3), name="pets"
-        )
+        done = prepared(whole_source, tmp_path / "packed", form=form, shard=(share, 3), name="pets")
         assert done is None
     with pytest.raises(UserError, match="another name"):
-        merge(whole_source, tmp_path / "packed", form=form, name="cats")
-    merged = merge(whole_source, tmp_path / "packed", form=form)
-    assert len(merged.splits["train"]) + len(merged.splits["val"]) == 32
+        merged(whole_source, tmp_path / "packed", form=form, name="cats")
+    whole = merged(whole_source, tmp_path / "packed", form=form)
+    assert len(whole.splits["train"]) + len(whole.splits["val"]) == 32
     assert contents(tmp_path / "packed") == contents(tmp_path / "whole")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["packed", "pets", "whole"]
 
@@ -310,12 +325,12 @@ def test_every_layout_of_the_same_pictures_gives_the_same_bytes(tmp_path: Path, 
     folder = layouts.split_folder(tmp_path / "folder")
     form = Form(16, store=store)
     classes = layouts.classes_file(tmp_path)
-    preparation.prepare(folder, tmp_path / "packed", form=form, name="toys", classes=classes)
+    prepared(folder, tmp_path / "packed", form=form, name="toys", classes=classes)
     expected = contents(tmp_path / "packed")
     for layout, make in LAYOUTS.items():
         source = make(folder, tmp_path / layout)
         target = tmp_path / f"packed-{layout}"
-        preparation.prepare(source, target, form=form, name="toys", classes=classes)
+        prepared(source, target, form=form, name="toys", classes=classes)
         assert contents(target) == expected, layout
     verify_packed(tmp_path / "packed")
 
@@ -323,7 +338,7 @@ def test_every_layout_of_the_same_pictures_gives_the_same_bytes(tmp_path: Path, 
 def test_a_jpeg_store_has_the_statistics_of_what_it_gives_back(tmp_path: Path) -> None:
     folder = layouts.split_folder(tmp_path / "folder")
     form = Form(16, store="jpeg", quality=80)
-    data = preparation.prepare(folder, tmp_path / "packed", form=form)
+    data = prepared(folder, tmp_path / "packed", form=form)
     assert data is not None
     images = np.asarray(data.splits["train"].images)
     assert_allclose(data.statistics.mean_image, images.mean(axis=0), rtol=1e-6)
@@ -344,18 +359,18 @@ def test_shares_are_not_mixed_with_a_preparation_of_the_whole(
         prepare(whole_source, tmp_path / "packed", progress=interrupt)
     form = Form(PX)
     for share in (1, 2):
-        preparation.prepare(whole_source, tmp_path / "packed", form=form, shard=(share, 2))
+        prepared(whole_source, tmp_path / "packed", form=form, shard=(share, 2))
     with pytest.raises(UserError, match="begun with other pictures"):
-        merge(whole_source, tmp_path / "packed", form=form)
+        merged(whole_source, tmp_path / "packed", form=form)
 
 
 def test_a_missing_share_is_named(whole_source: Path, tmp_path: Path) -> None:
     form = Form(PX)
     with pytest.raises(UserError, match="no finished shares"):
-        merge(whole_source, tmp_path / "packed", form=form)
-    preparation.prepare(whole_source, tmp_path / "packed", form=form, shard=(1, 2))
+        merged(whole_source, tmp_path / "packed", form=form)
+    prepared(whole_source, tmp_path / "packed", form=form, shard=(1, 2))
     with pytest.raises(UserError, match=r"shard-2-of-2 is missing: prepare it with --shard 2/2"):
-        merge(whole_source, tmp_path / "packed", form=form)
+        merged(whole_source, tmp_path / "packed", form=form)
 
 
 def test_a_source_that_changed_is_not_gone_on_with(whole_source: Path, tmp_path: Path) -> None:

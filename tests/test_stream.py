@@ -12,6 +12,7 @@ from alexnet import prepare as preparation
 from alexnet.dataset import PackedDataset, open_packed, verify_packed
 from alexnet.errors import UserError
 from alexnet.prepare import Form
+from alexnet.sources import find_source
 from alexnet.stream import prepare_stream
 
 PX = 8
@@ -46,7 +47,7 @@ def by_name(data: PackedDataset) -> dict[str, tuple[str, bytes]]:
 
 
 def test_a_stream_gives_what_the_same_tar_gives_on_the_disk(tar: Path, tmp_path: Path) -> None:
-    on_disk = preparation.prepare(tar, tmp_path / "disk", form=Form(PX))
+    on_disk = preparation.prepare(find_source(tar), tmp_path / "disk", name="toys", form=Form(PX))
     assert on_disk is not None
     streamed = stream(tar, tmp_path / "stream")
     verify_packed(tmp_path / "stream")

@@ -38,6 +38,18 @@ def test_an_item_that_kills_its_process_is_named_and_the_others_are_done() -> No
     assert [n for part in found for n in part] == [-13 if n == 13 else n**2 for n in range(30)]
 
 
+def noise(numbers: Sequence[int]) -> int:
+    return os.write(2, b"TIFFReadDirectory: a warning")
+
+
+def test_what_libraries_write_in_a_worker_does_not_reach_the_terminal(
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    written = list(in_order(noise, jobs(6), processes=2, crashed=lambda item: 0))
+    assert written == [28, 28]
+    assert "TIFF" not in capfd.readouterr().err
+
+
 SLEEPER = """
 import sys
 sys.path.insert(0, sys.argv[1])

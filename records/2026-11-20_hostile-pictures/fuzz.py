@@ -11,9 +11,7 @@ results.json beside this file; a failure is named by its number, with which it c
 """
 
 import argparse
-import contextlib
 import json
-import os
 import platform
 import resource
 import tempfile
@@ -21,7 +19,7 @@ import time
 import traceback
 import warnings
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from itertools import islice
@@ -167,7 +165,7 @@ def run(numbers: Sequence[int]) -> Outcome:
     outcome = Outcome()
     seeds()  # which takes seconds, and is no input's fault
     warnings.simplefilter("ignore")
-    with tempfile.TemporaryDirectory() as folder, silence():
+    with tempfile.TemporaryDirectory() as folder:
         for number in numbers:
             start = time.monotonic()
             try:
@@ -182,19 +180,6 @@ def run(numbers: Sequence[int]) -> Outcome:
                 outcome.failures.append({"number": number, "error": f"took {seconds:.1f} s"})
     outcome.peak_bytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     return outcome
-
-
-@contextlib.contextmanager
-def silence() -> Iterator[None]:
-    """libtiff writes to the terminal whatever it is told."""
-    terminal, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, 2)
-    try:
-        yield
-    finally:
-        os.dup2(terminal, 2)
-        os.close(terminal)
-        os.close(nowhere)
 
 
 def crashed(number: int) -> Outcome:

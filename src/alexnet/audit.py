@@ -11,11 +11,9 @@ import json
 import os
 import sqlite3
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from itertools import groupby, islice
-from multiprocessing import parent_process
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -200,24 +198,7 @@ def _with_class(finding: Finding) -> str:
 
 
 def _look_at_all(items: Sequence[tuple[int, Listed]], image_px: int) -> list[Seen]:
-    with _silent():
-        return [look_at(position, listed, image_px) for position, listed in items]
-
-
-@contextmanager
-def _silent() -> Iterator[None]:
-    """In a worker, let no C library write to the terminal, as libtiff does of its own accord."""
-    if parent_process() is None:
-        yield
-        return
-    terminal, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, 2)
-    try:
-        yield
-    finally:
-        os.dup2(terminal, 2)
-        os.close(terminal)
-        os.close(nowhere)
+    return [look_at(position, listed, image_px) for position, listed in items]
 
 
 def _new_database(path: Path | None) -> sqlite3.Connection:

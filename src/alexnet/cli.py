@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from alexnet.config import Recipe
     from alexnet.dataset import PackedDataset
     from alexnet.listing import Listing
+    from alexnet.prepare import Form
 
 Settings = Annotated[
     UseAppendAction[tuple[str, ...]], arg(name="set", metavar="SECTION.FIELD=VALUE")
@@ -446,7 +447,8 @@ def prepare(
     Args:
         source: folders of pictures, ImageNet's archives, tables, shards; - is a tar from a pipe.
         target: a new folder for the packed data set.
-        kind: what the source is, where looking does not tell.
+        kind: what the source is, where looking does not tell: folder, ilsvrc, synsets, kaggle,
+            parquet, webdataset, cifar10 or csv.
         classes: a file with one class a line, in the order of the labels.
         name: of the data set, by default the source's.
         image_px: side of the packed pictures.
@@ -461,45 +463,47 @@ def prepare(
         json_: print one JSON object.
     """
     from alexnet import prepare as preparation
+    from alexnet.sources import find_source, name_of_source
 
     console = Console(stderr=json_)
-    form = preparation.Form(image_px, resampling, store, quality)
-    chosen: dict[str, Any] = {
-        "form": form,
-        "kind": kind,
-        "classes": classes,
-        "name": name,
-        "val_fraction": val_fraction,
-        "seed": seed,
-    }
     say = functools.partial(console.print, highlight=False, markup=False, soft_wrap=True)
+    form = preparation.Form(image_px, resampling, store, quality)
     share = None if shard is None else _read_shard(shard)
     if share is not None and (merge or str(source) == "-"):
         raise UserError("--shard goes with neither --merge nor a pipe")
+    chosen: dict[str, Any] = {
+        "kind": kind,
+        "classes": classes,
+        "val_fraction": val_fraction,
+        "seed": seed,
+    }
     if str(source) == "-":
-        from alexnet.stream import prepare_stream
-
-        with _Progress(console, "preparing pictures") as advance:
-            packed = prepare_stream(
-                sys.stdin.buffer, target, **chosen, processes=processes, progress=advance
-            )
-    elif merge:
-        packed = preparation.merge(source, target, **chosen)
+        packed = _prepare_pipe(target, name, form, chosen, processes, console)
     else:
-        with _Progress(console, "preparing pictures") as advance:
-            made = preparation.prepare(
-                source,
-                target,
-                **chosen,
-                processes=processes,
-                shard=share,
-                progress=advance,
-                say=say,
-            )
-        if made is None:
-            say(f"{target}: share {shard} is ready; when all are, add --merge instead of --shard")
-            return
-        packed = made
+        with console.status(f"looking at {source}"):
+            listing = find_source(source, **chosen)
+        for remark in listing.remarks:
+            say(remark)
+        title = name or name_of_source(source)
+        if merge:
+            with console.status("putting the shares together"):
+                packed = preparation.merge(listing, target, name=title, form=form)
+        else:
+            say(preparation.forecast(len(listing), form))
+            with _Progress(console, "preparing pictures") as advance:
+                made = preparation.prepare(
+                    listing,
+                    target,
+                    name=title,
+                    form=form,
+                    processes=processes,
+                    shard=share,
+                    progress=advance,
+                )
+            if made is None:
+                say(f"{target}: share {shard} is ready; when all are, take --merge for --shard")
+                return
+            packed = made
     counts = {name: len(split) for name, split in packed.splits.items()}
     listed = ", ".join(f"{count:,} {name}" for name, count in counts.items())
     say(f"{target}: {listed}, {len(packed.class_names)} classes")
@@ -531,7 +535,8 @@ def check(
 
     Args:
         source: anything that prepare takes, but a pipe.
-        kind: what the source is, where looking does not tell.
+        kind: what the source is, where looking does not tell: folder, ilsvrc, synsets, kaggle,
+            parquet, webdataset, cifar10 or csv.
         classes: a file with one class a line, in the order of the labels.
         image_px: side of the packed pictures; smaller ones are found.
         processes: that decode, by default one per core.
@@ -544,8 +549,8 @@ def check(
     from alexnet.sources import find_source
 
     console = Console(stderr=json_)
-    # A check holds out nothing: every picture is looked at, whatever it will be used for.
-    listing = find_source(source, kind=kind, classes=classes)
+    with console.status(f"looking for pictures in {source}"):
+        listing = find_source(source, kind=kind, classes=classes)
     with _Progress(console, "looking at pictures") as advance:
         found = audit.check(listing, image_px=image_px, workers=processes, progress=advance)
     if lines is not None:
@@ -599,7 +604,8 @@ def bench(
         rounds: turns of each.
         batch_size: crops in a batch.
         num_pictures: of the training set that are used.
-        peers: which peers; by default all that are installed.
+        peers: numpy-memmap, imagefolder, imagefolder-500x375, webdataset, webdataset-pixels,
+            huggingface, huggingface-pixels, litdata, litdata-pixels; by default all that are there.
         workers: threads or processes of each; 0: one per core.
         wait_seconds: of training the full-size network, to see how long it waits for data.
         json_: print one JSON object instead of the table.
@@ -642,6 +648,30 @@ def _print_rates(measured: dict[str, Any]) -> None:
         say(f"not measured: {name}: {reason}")
     for recipe, share in measured["wait_shares"].items():
         say(f"waiting for data while training {recipe}: {share:.2%}")
+
+
+def _prepare_pipe(
+    target: Path,
+    name: str | None,
+    form: "Form",
+    chosen: dict[str, Any],
+    processes: int | None,
+    console: Console,
+) -> "PackedDataset":
+    from alexnet.stream import prepare_stream
+
+    if sys.stdin.isatty():
+        raise UserError("- is a tar from a pipe: cat train.tar | alexnet prepare - DATA")
+    with _Progress(console, "preparing pictures") as advance:
+        return prepare_stream(
+            sys.stdin.buffer,
+            target,
+            name=name or "stream",
+            form=form,
+            processes=processes,
+            progress=advance,
+            **chosen,
+        )
 
 
 def _read_shard(text: str) -> tuple[int, int]:

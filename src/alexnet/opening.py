@@ -10,7 +10,7 @@ from alexnet import builtin
 from alexnet.dataset import PackedDataset, is_packed, open_packed
 from alexnet.errors import UserError, suggest
 from alexnet.prepare import Form, Progress, contents_of, open_cached
-from alexnet.sources import find_source
+from alexnet.sources import find_source, name_of_source
 
 
 def open_dataset(
@@ -50,7 +50,7 @@ def open_dataset(
     if (path / "recipe.json").is_file():
         raise UserError(f"{path} is a run, not pictures; to go on with it: --resume --run {path}")
     contents = contents_of(find_source(path, val_fraction=val_fraction, seed=seed), form)
-    return open_cached(path.resolve().stem, image_px, contents.source, lambda: contents, progress)
+    return open_cached(name_of_source(path), image_px, contents.source, lambda: contents, progress)
 
 
 def _open_with_size(path: Path, image_px: int) -> PackedDataset:

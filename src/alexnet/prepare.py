@@ -40,7 +40,6 @@ from alexnet.packing import (
     packing,
 )
 from alexnet.pictures import decode_jpeg, encode_jpeg
-from alexnet.sources import find_source
 from alexnet.statistics import Pixels
 from alexnet.workers import available_cores, in_order
 
@@ -106,64 +105,51 @@ class Form:
 
 
 def prepare(
-    source: Path,
+    listing: Listing,
     target: Path,
     *,
+    name: str,
     form: Form | None = None,
-    kind: str | None = None,
-    classes: Path | None = None,
-    name: str | None = None,
-    val_fraction: float | None = None,
-    seed: int = 0,
     processes: int | None = None,
     shard: tuple[int, int] | None = None,
     progress: Progress | None = None,
-    say: Callable[[str], None] = lambda line: None,
 ) -> PackedDataset | None:
-    """Pack the pictures of `source` into the new folder `target` and open it.
+    """Pack the pictures of a source into the new folder `target` and open it.
 
-    `kind` and `classes` are for `sources.find_source`, as are `val_fraction` and `seed`, which
-    matter only where the source is not split already. `processes` decode (by default one per
-    core). Interrupted, the same call goes on where it was. With `shard` (i, n), i from 1 to n,
-    only that share is packed, and None is returned; `merge` puts the shares together. What is
-    worth knowing before hours of work goes to `say`. Raises UserError for whatever stands in
-    the way.
+    `processes` decode (by default one per core). Interrupted, the same call goes on where it was.
+    With `shard` (i, n), i from 1 to n, only that share is packed, and None is returned; `merge`
+    puts the shares together. Raises UserError for whatever stands in the way.
     """
     form = form or Form()
-    listing = find_source(source, kind=kind, classes=classes, val_fraction=val_fraction, seed=seed)
-    for remark in listing.remarks:
-        say(remark)
-    say(_forecast(len(listing), form))
     contents = contents_of(listing, form, processes=processes, shard=shard)
-    _pack(target, contents, form, name or source.resolve().stem, shard, progress)
+    _pack(target, contents, form, name, shard, progress)
     return None if shard is not None else open_packed(target)
 
 
-def merge(
-    source: Path,
-    target: Path,
-    *,
-    form: Form | None = None,
-    kind: str | None = None,
-    classes: Path | None = None,
-    name: str | None = None,
-    val_fraction: float | None = None,
-    seed: int = 0,
-) -> PackedDataset:
+def merge(listing: Listing, target: Path, *, name: str, form: Form | None = None) -> PackedDataset:
     """Put the finished shares of `prepare(..., shard=...)` beside `target` together."""
     form = form or Form()
-    listing = find_source(source, kind=kind, classes=classes, val_fraction=val_fraction, seed=seed)
     contents = contents_of(listing, form)
-    plan = _plan(contents, form, name or source.resolve().stem, None)
     merge_shares(
         target,
-        plan,
+        _plan(contents, form, name, None),
         contents.class_ids,
         contents.class_names,
         contents.refused,
         lambda packed: _check_classes(packed, contents),
     )
     return open_packed(target)
+
+
+def forecast(num_images: int, form: Form) -> str:
+    """What the packed data set will take, and what the other store would."""
+    pixels, jpegs = (packed_bytes(num_images, form.image_px, store) for store in STORES)
+    said = f"{num_images:,} pictures: about "
+    if form.store == "jpeg":
+        return said + f"{jpegs / 1e9:,.1f} GB as JPEG"
+    said += f"{pixels / 1e9:,.1f} GB"
+    large = pixels > WORTH_SAYING_BYTES
+    return said + (f" as pixels; --store jpeg: {jpegs / 1e9:,.1f} GB at most" if large else "")
 
 
 def open_cached(
@@ -348,17 +334,6 @@ def _check_classes(packed: Packing, contents: Contents) -> None:
                     f"no picture of class {class_id!r} for {split} can be read; "
                     "replace the pictures of this class or remove it"
                 )
-
-
-def _forecast(num_images: int, form: Form) -> str:
-    """What the packed data set will take, and what the other store would."""
-    pixels, jpegs = (packed_bytes(num_images, form.image_px, store) for store in STORES)
-    said = f"{num_images:,} pictures: about "
-    if form.store == "jpeg":
-        return said + f"{jpegs / 1e9:,.1f} GB as JPEG"
-    said += f"{pixels / 1e9:,.1f} GB"
-    large = pixels > WORTH_SAYING_BYTES
-    return said + (f" as pixels; --store jpeg: {jpegs / 1e9:,.1f} GB at most" if large else "")
 
 
 def _sensible_processes(num_pictures: int) -> int:

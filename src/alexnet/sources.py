@@ -42,7 +42,7 @@ from alexnet.kinds import (
 )
 from alexnet.listing import Listing, Picture, Place
 
-__all__ = ["KINDS", "find_source", "stream_source"]
+__all__ = ["KINDS", "find_source", "name_of_source", "stream_source"]
 
 # How a stream of each kind is laid out; see archives.py.
 STREAM_LAYOUTS = {"ilsvrc": "tars", "synsets": "tars", "webdataset": "samples", "folder": "folders"}
@@ -82,6 +82,12 @@ def find_source(
     FILL[kind](source, draft)
     _settle(source, draft, val_fraction, seed)
     return draft.listing
+
+
+def name_of_source(source: Path) -> str:
+    """What a data set is called after its source: the folder, or the file without its suffix."""
+    source = source.expanduser().resolve()
+    return source.stem if source.is_file() else source.name
 
 
 def stream_source(

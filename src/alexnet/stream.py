@@ -33,10 +33,10 @@ def prepare_stream(
     file: IO[bytes],
     target: Path,
     *,
+    name: str = "stream",
     form: Form | None = None,
     kind: str | None = None,
     classes: Path | None = None,
-    name: str | None = None,
     val_fraction: float | None = None,
     seed: int = 0,
     processes: int | None = None,
@@ -54,7 +54,7 @@ def prepare_stream(
     if not 0 <= fraction < 1:
         raise UserError(f"val_fraction is {fraction}; of a stream it must lie in 0 ... 1")
     settings = {**form.settings(), "val_fraction": fraction, "seed": seed}
-    plan = Plan(name or "stream", "a stream", form.image_px, 0, form.store, settings=settings)
+    plan = Plan(name, "a stream", form.image_px, 0, form.store, settings=settings)
     refused: list[dict[str, str]] = []
     labels: dict[str, int] = {}
 
@@ -92,7 +92,10 @@ def prepare_stream(
         kept = packed.class_counts(len(labels)).get("train")
         if kept is None or not kept.all():
             missing = order[0] if kept is None else list(labels)[int(kept.argmin())]
-            raise UserError(f"no picture of class {missing!r} that can be read is left to train on")
+            raise UserError(
+                f"no picture of class {missing!r} that can be read is left to train on; mend the "
+                f"stream and remove {packed.data.parent} to begin anew"
+            )
         packed.finish(tuple(order), named, relabel=relabel, refused=refused)
     return open_packed(target)
 

@@ -106,13 +106,16 @@ def _one_by_one(
 
 def _pool(processes: int) -> ProcessPoolExecutor:
     # Not forked: a fork of a process with threads, as torch has them, may hang.
-    return ProcessPoolExecutor(
-        processes, mp_context=get_context("spawn"), initializer=_end_with_parent
-    )
+    return ProcessPoolExecutor(processes, mp_context=get_context("spawn"), initializer=_begin)
 
 
-def _end_with_parent() -> None:
-    """End this process when the one that started it was killed: nothing else tells it."""
+def _begin() -> None:
+    """End with the process that started this one, and write nothing to its terminal.
+
+    Nothing else tells a worker that its parent was killed; and libraries such as libtiff write to
+    the terminal of their own accord. What goes wrong is told by exceptions, which are passed on.
+    """
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
     parent = parent_process()
     assert parent is not None
 
