@@ -12,8 +12,8 @@ PACKAGE = Path(alexnet.__file__).parent
 MODULES = sorted(path.stem for path in PACKAGE.glob("[a-z]*.py"))
 
 LEVELS = [
-    {"errors", "images", "layers", "metrics", "oddities", "page", "randomness", "stall"}
-    | {"statistics"},
+    {"errors", "images", "layers", "metrics", "oddities", "page", "progress", "randomness"}
+    | {"stall", "statistics"},
     {"augment", "files", "likeness", "networks", "optim", "schedule", "shapes", "tables"}
     | {"workers"},
     {"checkpoint", "config", "differences", "drawing", "listing", "log", "model", "packing"},
@@ -33,7 +33,7 @@ LEVELS = [
 ]
 
 # What these import from torch, and how long that takes, nobody waits for who asks for help.
-INSTANT = ("__init__", "__main__", "cli", "errors")
+INSTANT = ("__init__", "__main__", "cli", "errors", "progress")
 
 
 def imported(path: Path) -> Iterator[tuple[str, bool]]:

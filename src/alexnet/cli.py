@@ -19,6 +19,7 @@ from rich.console import Console
 from tyro.conf import Positional, UseAppendAction, arg
 
 from alexnet.errors import UserError
+from alexnet.progress import Progress
 
 if TYPE_CHECKING:
     from alexnet.audit import Audit
@@ -157,7 +158,7 @@ def train(
     if not no_report:
         from alexnet.report import write_report
 
-        with _Progress(console, "looking for neighbours") as advance:
+        with Progress(console, "looking for neighbours") as advance:
             page = write_report(folder, progress=advance)
         console.print(f"report: {page}", highlight=False, markup=False, soft_wrap=True)
     if json_:
@@ -287,7 +288,7 @@ def _open_data(recipe: "Recipe", console: Console) -> "PackedDataset":
     from alexnet.opening import open_dataset
 
     data = recipe.data
-    with _Progress(console, "preparing pictures") as advance:
+    with Progress(console, "preparing pictures") as advance:
         return open_dataset(
             data.dataset,
             image_px=data.image_px,
@@ -331,32 +332,6 @@ def _print_left_out(dataset: "PackedDataset", console: Console, *, at_most: int)
         say(f"left out: {len(dataset.left_out):,} in all; see {dataset.path / 'dataset.json'}")
 
 
-class _Progress:
-    """A bar for long work: `with _Progress(console, title) as advance: advance(done, total)`."""
-
-    def __init__(self, console: Console, title: str) -> None:
-        from rich.progress import Progress
-
-        self.bar = Progress(console=console, transient=True, disable=not console.is_terminal)
-        self.console, self.title = console, title
-        self.task: Any = None
-
-    def __enter__(self) -> Callable[[int, int], None]:
-        self.bar.start()
-        return self.advance
-
-    def __exit__(self, *_: object) -> None:
-        self.bar.stop()
-
-    def advance(self, done: int, total: int) -> None:
-        if self.task is None:
-            self.task = self.bar.add_task(self.title, total=total or None)  # of a pipe, unknown
-            if self.bar.disable:
-                of = f": {total:,}" if total else ""
-                self.console.print(f"{self.title}{of}", highlight=False)
-        self.bar.update(self.task, completed=done)
-
-
 def evaluate(
     runs: Positional[tuple[Path, ...]],
     /,
@@ -388,7 +363,7 @@ def evaluate(
     from alexnet.step import find_device
 
     console = Console(stderr=json_)
-    with _Progress(console, "evaluating") as advance:
+    with Progress(console, "evaluating") as advance:
         result = evaluate_runs(
             runs,
             data=data,
@@ -416,7 +391,7 @@ def report(run: Positional[Path], /, *, data: str | None = None) -> None:
     from alexnet.report import write_report
 
     console = Console()
-    with _Progress(console, "looking for neighbours") as advance:
+    with Progress(console, "looking for neighbours") as advance:
         page = write_report(run, data=data, progress=advance)
     console.print(str(page), highlight=False, markup=False, soft_wrap=True)
 
@@ -490,7 +465,7 @@ def prepare(
                 packed = preparation.merge(listing, target, name=title, form=form)
         else:
             say(preparation.forecast(len(listing), form))
-            with _Progress(console, "preparing pictures") as advance:
+            with Progress(console, "preparing pictures") as advance:
                 made = preparation.prepare(
                     listing,
                     target,
@@ -551,7 +526,7 @@ def check(
     console = Console(stderr=json_)
     with console.status(f"looking for pictures in {source}"):
         listing = find_source(source, kind=kind, classes=classes)
-    with _Progress(console, "looking at pictures") as advance:
+    with Progress(console, "looking at pictures") as advance:
         found = audit.check(listing, image_px=image_px, workers=processes, progress=advance)
     if lines is not None:
         found.write_json_lines(lines)
@@ -662,7 +637,7 @@ def _prepare_pipe(
 
     if sys.stdin.isatty():
         raise UserError("- is a tar from a pipe: cat train.tar | alexnet prepare - DATA")
-    with _Progress(console, "preparing pictures") as advance:
+    with Progress(console, "preparing pictures") as advance:
         return prepare_stream(
             sys.stdin.buffer,
             target,
