@@ -10,7 +10,7 @@ from rich.console import Console
 
 
 class Progress:
-    """A bar for long work: `with _Progress(console, title) as advance: advance(done, total)`."""
+    """A bar for long work: `with Progress(console, title) as advance: advance(done, total)`."""
 
     def __init__(self, console: Console, title: str) -> None:
         from rich.progress import Progress as Bar
