@@ -11,7 +11,17 @@ import torch
 
 from alexnet.errors import UserError
 from alexnet.model import AlexNet
-from alexnet.networks import NETWORKS, Conv, Full, find_network, trace
+from alexnet.networks import (
+    ABLATIONS,
+    NETWORKS,
+    BatchNorm,
+    Conv,
+    Full,
+    Network,
+    Pool,
+    find_network,
+    trace,
+)
 
 NAMES = [
     *("paper", "source", "one-gpu", "sixth-conv", "no-lrn", "no-overlap", "tanh", "no-dropout"),
@@ -289,3 +299,66 @@ def test_descriptions_hold_convolutions_then_fully_connected_layers() -> None:
         assert isinstance(network.layers[0], Conv), name
         assert network.layers[-1].then == (), name
         assert replace(network) == network, name
+
+
+# --- Ablations of any network ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("ablation", sorted(ABLATIONS))
+def test_an_ablation_of_any_network_is_a_network_that_runs(ablation: str) -> None:
+    network = find_network(f"small/{ablation}")
+    assert network != replace(find_network("small"), **_label(network))
+    model = AlexNet(network, 3)
+    model.reset_parameters(torch.Generator().manual_seed(0))
+    assert model(torch.zeros(2, 3, network.input_px, network.input_px)).shape == (2, 3)
+
+
+def _label(network: Network) -> dict[str, str]:
+    return {"name": network.name, "lineage": network.lineage, "source": network.source}
+
+
+@pytest.mark.parametrize(
+    "name", ["one-gpu", "sixth-conv", "no-lrn", "no-overlap", "tanh", "no-columns", "no-conv4"]
+)
+def test_the_named_ablations_are_those_of_paper(name: str) -> None:
+    named = NETWORKS[name]
+    assert replace(find_network(f"paper/{name}"), **_label(named)) == named
+
+
+def test_ablations_add_up_and_an_unknown_one_is_answered_with_the_nearest() -> None:
+    both = find_network("source/no-overlap/no-conv2-norm")
+    assert both.layer("conv2").then == ("relu", Pool(size=2))
+    assert both.lineage == "source"
+    with pytest.raises(UserError, match="did you mean 'no-lrn'"):
+        find_network("small/no-lnr")
+    with pytest.raises(UserError, match="nothing that no-conv5 could change"):
+        find_network("cifar10-18pct/no-conv5")
+
+
+@pytest.mark.parametrize("name", ["paper", "source"])
+def test_the_sources_start_at_another_width_is_its_own_at_its_own(name: str) -> None:
+    started = find_network(f"{name}/{name}-start")
+    assert [(layer.std, layer.bias) for layer in started.layers] == [
+        (layer.std, layer.bias) for layer in NETWORKS[name].layers
+    ]
+
+
+def test_a_narrow_layer_starts_with_the_signal_of_the_papers_wide_one() -> None:
+    narrow = find_network("small/paper-start")
+    shapes = {shape.name: shape.macs // shape.neurons for shape in trace(narrow)}
+    wide = {shape.name: shape.macs // shape.neurons for shape in trace(NETWORKS["paper"])}
+    for layer in narrow.layers:
+        assert layer.std**2 * shapes[layer.name] == pytest.approx(0.01**2 * wide[layer.name])
+
+
+def test_batch_norm_stands_where_the_norms_stood_and_before_the_relu() -> None:
+    network = find_network("paper/batch-norm")
+    assert network.layer("conv2").then == (BatchNorm(), "relu", Pool())
+    model = AlexNet(find_network("small/batch-norm"), 3)
+    model.reset_parameters(torch.Generator().manual_seed(0))
+    images = 60 * torch.randn(8, 3, 56, 56, generator=torch.Generator().manual_seed(1))
+    linear = model.features(images, "conv1", before_relu=True)
+    mean, variance = linear.mean((0, 2, 3)), linear.var((0, 2, 3), correction=0)
+    expected = (linear - mean[:, None, None]) / (variance[:, None, None] + 1e-5).sqrt()
+    torch.testing.assert_close(model.features(images, "conv1"), expected.relu())
+    assert not [name for name, _ in model.named_parameters() if "norm" in name]

@@ -15,6 +15,7 @@ from typing import Any
 from alexnet.layers import overhang
 from alexnet.networks import (
     NETWORKS,
+    BatchNorm,
     Conv,
     Dropout,
     Full,
@@ -34,11 +35,12 @@ _NAMES = {
     "tanh": "tanh",
     ResponseNorm: "response norm",
     SpatialNorm: "spatial norm",
+    BatchNorm: "batch norm",
     Pool: "pool",
     Dropout: "dropout",
 }
 _POOLS = {"max": "max pool", "avg": "average pool"}
-_STEP_KINDS = ("nonlinearity", "response norm", "spatial norm", "pool", "dropout")
+_STEP_KINDS = ("nonlinearity", "response norm", "spatial norm", "batch norm", "pool", "dropout")
 
 # Where a network's choice comes from, by network and kind of fact. A network that is not listed
 # for a kind answers with its own `source`.
@@ -57,6 +59,7 @@ ORIGINS: dict[tuple[str, str], str] = {
     ("paper", "response norm"): "Section 3.3, where alpha multiplies the sum",
     ("paper", "norm window"): "Section 3.2, a GPU has the maps of its own column; so does `source`",
     ("paper", "spatial norm"): "Section 3.3, which knows of no second norm",
+    ("paper", "batch norm"): "2012, three years before batch norm",
     ("paper", "pool"): "Section 3.4",
     ("paper", "dropout"): "Section 4.2, a mask in training and outputs times 0.5 at test",
     ("paper", "initial weights"): "Section 5, N(0, 0.01) in each layer",
@@ -248,7 +251,7 @@ def _full_words(step: Step) -> str:
 def _sequence(steps: Iterable[Step]) -> str:
     names: list[str] = []
     for step in steps:
-        linear = not names and isinstance(step, ResponseNorm | SpatialNorm)
+        linear = not names and isinstance(step, ResponseNorm | SpatialNorm | BatchNorm)
         names.append(step_name(step) + (" of the linear output" if linear else ""))
     return ", then ".join(names)
 
@@ -419,6 +422,7 @@ _WORDS: dict[str, Callable[[Comparison], str]] = {
         else "the window crosses to the other column instead of staying inside its own"
     ),
     "spatial norm": _step,
+    "batch norm": _step,
     "pool": _step,
     "dropout": _step,
     "initial weights": _initial_weights,

@@ -18,6 +18,8 @@ from torch import Tensor, nn
 from alexnet import layers
 from alexnet.errors import UserError
 from alexnet.networks import (
+    BatchNorm,
+    Conv,
     Dropout,
     Full,
     Layer,
@@ -69,6 +71,9 @@ class AlexNet(nn.Module):
         self.shapes = {shape.name: shape for shape in trace(network, num_classes)}
         for layer in network.layers:
             self.add_module(layer.name, _linear_part(network, layer, self.shapes[layer.name]))
+            for step in layer.then:
+                if isinstance(step, BatchNorm):
+                    self.add_module(f"{layer.name}_norm", _batch_norm(layer, step))
         if network.name == "torchvision":
             self.register_load_state_dict_pre_hook(_rename_torchvision_keys)  # type: ignore[no-untyped-call]
 
@@ -125,7 +130,7 @@ class AlexNet(nn.Module):
         for layer in self.network.layers:
             linear = after = x = self._linear(layer, x)
             for step in layer.then:
-                x = self._step(step, x)
+                x = self._step(step, x, layer)
                 if isinstance(step, str):
                     after = x
             yield layer, linear, after
@@ -133,7 +138,7 @@ class AlexNet(nn.Module):
     def _run(self, layer: Layer, x: Tensor) -> Tensor:
         x = self._linear(layer, x)
         for step in layer.then:
-            x = self._step(step, x)
+            x = self._step(step, x, layer)
         return x
 
     def _linear(self, layer: Layer, x: Tensor) -> Tensor:
@@ -159,7 +164,7 @@ class AlexNet(nn.Module):
     def name(self) -> str:
         return self.network.name
 
-    def _step(self, step: Step, x: Tensor) -> Tensor:
+    def _step(self, step: Step, x: Tensor, layer: Layer) -> Tensor:
         match step:
             case "relu":
                 return F.relu(x)
@@ -174,6 +179,8 @@ class AlexNet(nn.Module):
                 return layers.spatial_norm(
                     x, size=step.size, alpha=step.alpha, beta=step.beta, k=step.k
                 )
+            case BatchNorm():
+                return cast(Tensor, self.get_submodule(f"{layer.name}_norm")(x))
             case Pool(kind="max"):
                 return layers.max_pool(x, step.size, step.stride)
             case Pool():
@@ -206,6 +213,11 @@ def _linear_part(network: Network, layer: Layer, shape: LayerShape) -> nn.Module
         layer.padding,
         groups=groups(network, layer),
     )
+
+
+def _batch_norm(layer: Layer, step: BatchNorm) -> nn.Module:
+    assert isinstance(layer, Conv), layer.name
+    return nn.BatchNorm2d(layer.maps, eps=step.eps, momentum=step.momentum, affine=False)
 
 
 _TORCHVISION_LAYERS = {

@@ -10,6 +10,7 @@ Not here: the module that runs a description (`model.py`), and how it is trained
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Literal
 
 from alexnet.errors import UserError, suggest
@@ -54,8 +55,19 @@ class Dropout:
     inverted: bool = False
 
 
+@dataclass(frozen=True)
+class BatchNorm:
+    """Not of 2012: each map to mean 0 and variance 1 over the minibatch, without gain and offset.
+
+    Evaluation takes running averages. Here for the comparison with the norms of Section 3.3.
+    """
+
+    eps: float = 1e-5
+    momentum: float = 0.1
+
+
 Nonlinearity = Literal["relu", "tanh"]
-Step = Nonlinearity | ResponseNorm | SpatialNorm | Pool | Dropout
+Step = Nonlinearity | ResponseNorm | SpatialNorm | BatchNorm | Pool | Dropout
 
 
 @dataclass(frozen=True)
@@ -296,6 +308,107 @@ PAPER = Network(
 )
 
 
+def _ablation(name: str, source: str, network: Network) -> Network:
+    return replace(network, name=name, lineage="paper", source=source)
+
+
+def _drop_norms(step: Step) -> Step | None:
+    return None if isinstance(step, ResponseNorm | SpatialNorm) else step
+
+
+def _convs(network: Network) -> list[Conv]:
+    return [layer for layer in network.layers if isinstance(layer, Conv)]
+
+
+def _one_gpu(network: Network) -> Network:
+    """Section 3.2: half of the kernels on one GPU, but the last convolution and fc whole."""
+    for conv in _convs(network)[:-1]:
+        network = change(network, conv.name, maps=conv.maps // 2)
+    return replace(network, columns=1)
+
+
+def _sixth_conv(network: Network) -> Network:
+    """Section 6, "1 CNN*": a sixth convolution over the last pooling layer (run 146)."""
+    last = _convs(network)[-1]
+    name = f"conv{int(last.name.removeprefix('conv')) + 1}"
+    extra = Conv(name, last.maps, 3, ("relu",), padding=1, joined=True, std=last.std, bias=1.0)
+    at = network.layer_names.index(last.name) + 1
+    return replace(network, layers=(*network.layers[:at], extra, *network.layers[at:]))
+
+
+def _no_overlap(network: Network) -> Network:
+    """Section 3.4: z = 2 in place of z = 3.
+
+    Where a pooled map would then be larger, the convolution before it is padded by one less: the
+    paddings of run 147, which give `paper` 55-28-26-13-13-13-11-6.
+    """
+    changed = map_steps(
+        network, lambda step: replace(step, size=2) if isinstance(step, Pool) else step
+    )
+    for conv in _convs(network)[1:]:
+        if _pooled_px(changed, conv.name) > _pooled_px(network, conv.name):
+            changed = change(changed, conv.name, padding=conv.padding - 1)
+    return changed
+
+
+def _pooled_px(network: Network, layer_name: str) -> int:
+    """Side of a convolution's maps after its pools."""
+    shape = next(shape for shape in trace(network) if shape.name == layer_name)
+    px = shape.output[1]
+    for step in network.layer(layer_name).then:
+        px = pooled(px, step, network) if isinstance(step, Pool) else px
+    return px
+
+
+def _tanh(network: Network) -> Network:
+    """Section 3.1."""
+    return map_steps(network, lambda step: "tanh" if step == "relu" else step)
+
+
+def _no_conv2_norm(network: Network) -> Network:
+    """Run 167: no norm of any kind over conv2."""
+    then = tuple(step for step in network.layer("conv2").then if _drop_norms(step) is not None)
+    return change(network, "conv2", then=then)
+
+
+def _batch_norm(network: Network) -> Network:
+    """Batch norm where response norms are, but before the ReLU: where its own paper has it."""
+    for layer in network.layers:
+        without = tuple(step for step in layer.then if _drop_norms(step) is not None)
+        if without != layer.then:
+            network = change(network, layer.name, then=(BatchNorm(), *without))
+    return network
+
+
+def _norm_first(network: Network) -> Network:
+    """Finding 2: the norm of conv1 works on its linear output, the ReLU comes after the pool."""
+    norm, pool, *_ = [step for step in network.layer("conv1").then if step != "relu"]
+    return change(network, "conv1", then=(norm, pool, "relu"))
+
+
+def _start(
+    network: Network,
+    *,
+    conv3_to_5: float = 0.01,
+    hidden: float = 0.01,
+    bias: float = 1.0,
+) -> Network:
+    """Initial weights and biases in the manner of `paper`, at any width.
+
+    A deviation is enlarged by the root of how much fewer inputs a unit has here than the unit of
+    the same layer in `paper`, so that signals start at the scales that they have there.
+    """
+    paper_inputs = {shape.name: shape.macs // shape.neurons for shape in trace(PAPER)}
+    layers: list[Layer] = []
+    for layer, shape in zip(network.layers, trace(network), strict=True):
+        std = {"conv3": conv3_to_5, "conv4": conv3_to_5, "conv5": conv3_to_5}.get(layer.name, 0.01)
+        std = hidden if layer.name in ("fc6", "fc7") else std
+        std *= (paper_inputs[layer.name] / (shape.macs // shape.neurons)) ** 0.5
+        biased = layer.name in ("conv2", "conv4", "conv5", "fc6", "fc7")
+        layers.append(replace(layer, std=std, bias=bias if biased else 0.0))
+    return replace(network, layers=tuple(layers))
+
+
 def _source() -> Network:
     """Run 145 of the 2012 source; docs/fidelity.md goes through the findings about it."""
     norm = ResponseNorm(alpha=1e-4 / 5)
@@ -308,57 +421,6 @@ def _source() -> Network:
     for name in ("conv3", "conv4", "conv5"):
         network = change(network, name, std=0.03)
     return network
-
-
-def _one_gpu() -> Network:
-    """Section 3.2: half of the kernels on one GPU, but the last convolution and fc whole."""
-    network = replace(
-        PAPER,
-        name="one-gpu",
-        lineage="paper",
-        source="Section 3.2 and its footnote; layers-145-half",
-        columns=1,
-    )
-    for name, maps in (("conv1", 48), ("conv2", 128), ("conv3", 192), ("conv4", 192)):
-        network = change(network, name, maps=maps)
-    return network
-
-
-def _sixth_conv() -> Network:
-    """Section 6, "1 CNN*": a sixth convolution over the last pooling layer (run 146)."""
-    layers = list(PAPER.layers)
-    sixth = Conv("conv6", 256, 3, ("relu",), padding=1, joined=True, bias=1.0)
-    layers.insert(5, sixth)
-    return replace(
-        PAPER,
-        name="sixth-conv",
-        lineage="paper",
-        source="Section 6; its size from layers-146.cfg",
-        layers=tuple(layers),
-    )
-
-
-def _ablation(name: str, source: str, network: Network) -> Network:
-    return replace(network, name=name, lineage="paper", source=source)
-
-
-def _drop_norms(step: Step) -> Step | None:
-    return None if isinstance(step, ResponseNorm | SpatialNorm) else step
-
-
-def _no_overlap() -> Network:
-    """Section 3.4: z = 2 in place of z = 3, with run 147's padding: 55-28-26-13-13-13-11-6."""
-    network = map_steps(
-        PAPER, lambda step: replace(step, size=2) if isinstance(step, Pool) else step
-    )
-    network = change(network, "conv2", padding=1)
-    network = change(network, "conv5", padding=0)
-    return _ablation("no-overlap", "Section 3.4; sizes from layers-147.cfg", network)
-
-
-def _tanh() -> Network:
-    network = map_steps(PAPER, lambda step: "tanh" if step == "relu" else step)
-    return _ablation("tanh", "Section 3.1", network)
 
 
 # --- Other people's networks --------------------------------------------------------------------
@@ -508,9 +570,11 @@ def _cifar10_figure1() -> Network:
 
 
 def _cifar10_figure1_tanh() -> Network:
-    network = map_steps(_cifar10_figure1(), lambda step: "tanh" if step == "relu" else step)
     return replace(
-        network, name="cifar10-figure1-tanh", lineage="cifar10-figure1", source="Figure 1"
+        _tanh(_cifar10_figure1()),
+        name="cifar10-figure1-tanh",
+        lineage="cifar10-figure1",
+        source="Figure 1",
     )
 
 
@@ -544,11 +608,11 @@ def _all_networks() -> dict[str, Network]:
     networks = [
         PAPER,
         _source(),
-        _one_gpu(),
-        _sixth_conv(),
+        _ablation("one-gpu", "Section 3.2 and its footnote; layers-145-half", _one_gpu(PAPER)),
+        _ablation("sixth-conv", "Section 6; its size from layers-146.cfg", _sixth_conv(PAPER)),
         _ablation("no-lrn", "Section 3.3", map_steps(PAPER, _drop_norms)),
-        _no_overlap(),
-        _tanh(),
+        _ablation("no-overlap", "Section 3.4; sizes from layers-147.cfg", _no_overlap(PAPER)),
+        _ablation("tanh", "Section 3.1", _tanh(PAPER)),
         _ablation("no-dropout", "Section 4.2", with_dropout(PAPER, "none")),
         _ablation("no-columns", "Section 3.2", replace(PAPER, columns=1)),
         *missing,
@@ -569,8 +633,47 @@ def _all_networks() -> dict[str, Network]:
 NETWORKS: dict[str, Network] = _all_networks()
 
 
+# One change each, of any network that has what it is about: "small/no-lrn" is `small` without
+# norms, and "small/28px/no-lrn" is that for pictures of 28 pixels.
+ABLATIONS: dict[str, Callable[[Network], Network]] = {
+    "no-lrn": partial(map_steps, function=_drop_norms),
+    "no-conv2-norm": _no_conv2_norm,
+    "batch-norm": _batch_norm,
+    "norm-first": _norm_first,
+    "no-overlap": _no_overlap,
+    "tanh": _tanh,
+    "one-gpu": _one_gpu,
+    "no-columns": partial(replace, columns=1),
+    "sixth-conv": _sixth_conv,
+    **{
+        f"no-{name}": partial(without_layer, layer_name=name)
+        for name in ("conv2", "conv3", "conv4", "conv5", "fc6", "fc7")
+    },
+    "paper-start": _start,
+    "source-start": partial(_start, conv3_to_5=0.03),
+    "caffe-start": partial(_start, hidden=0.005, bias=0.1),
+    "unit-input": partial(replace, input_std=(58.0, 58.0, 58.0)),  # a deviation of about 1
+    "28px": lambda network: replace(change(network, "conv1", stride=1), input_px=28),
+}
+
+
 def find_network(name: str) -> Network:
-    """Raises UserError, naming the nearest, for an unknown name."""
-    if name not in NETWORKS:
-        raise UserError(f"no network {name!r}{suggest(name, NETWORKS)}")
-    return NETWORKS[name]
+    """A network by its name, or one with ablations: "paper/no-overlap/tanh".
+
+    Raises UserError, naming the nearest, for an unknown name, and for an ablation of what the
+    network does not have.
+    """
+    base, *ablations = name.split("/")
+    if base not in NETWORKS:
+        raise UserError(f"no network {base!r}{suggest(base, NETWORKS)}")
+    network = NETWORKS[base]
+    for ablation in ablations:
+        if ablation not in ABLATIONS:
+            raise UserError(f"no ablation {ablation!r} of networks{suggest(ablation, ABLATIONS)}")
+        try:
+            network = ABLATIONS[ablation](network)
+        except (AssertionError, LookupError, ValueError):
+            raise UserError(f"network {base} has nothing that {ablation} could change") from None
+    if not ablations:
+        return network
+    return replace(network, name=name, lineage=base, source=f"{base}, {' and '.join(ablations)}")
