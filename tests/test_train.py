@@ -1,5 +1,6 @@
 """Learning: the step, what a run leaves behind, and what must not change the mathematics."""
 
+import io
 import math
 import statistics
 from pathlib import Path
@@ -11,11 +12,12 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
+from rich.console import Console
 
 import alexnet
 import fabricate
 from alexnet import checkpoint, step, train
-from alexnet.config import SECTIONS, Recipe, differences, from_dict
+from alexnet.config import SECTIONS, EvaluateConfig, Recipe, differences, from_dict
 from alexnet.errors import UserError
 from alexnet.files import read_json
 from alexnet.loader import num_batches, read_batch
@@ -446,3 +448,34 @@ def test_the_small_network_learns_shapes(tmp_path: Path) -> None:
     assert len(losses) == 288
     first, last = statistics.mean(losses[:8]), statistics.mean(losses[-16:])
     assert last < 0.8 * math.log(4), (first, last)
+
+
+# --- Training pictures that are evaluated (Figure 1) ----------------------------------------------
+
+
+def run_of(folder: Path, **evaluate: Any) -> Path:
+    recipe = tiny_recipe(evaluate={"views": "1", **evaluate}, schedule={"epochs": 2.0})
+    quiet = Console(file=io.StringIO())
+    train.train(recipe, fabricate.shapes(), folder, resume=False, console=quiet)
+    return folder
+
+
+def test_training_pictures_are_evaluated_where_the_recipe_asks_for_it(tmp_path: Path) -> None:
+    run = run_of(tmp_path / "run", train_pictures=40)
+    found = [event for event in fabricate.events(run, "evaluation") if event["split"] == "train"]
+    assert [(event["epoch"], event["images"]) for event in found] == [(1.0, 40), (2.0, 40)]
+
+
+def test_training_ends_once_enough_training_pictures_are_right(tmp_path: Path) -> None:
+    run = run_of(tmp_path / "run", train_pictures=40, stop_train_error=1.0)
+    assert read_json(run / "summary.json")["epochs"] == 1.0
+    assert checkpoint.available(run / "checkpoints")[0].name == "step-00000006.pt"
+
+
+def test_the_pictures_evaluated_are_the_same_whatever_the_seed() -> None:
+    split, settings = fabricate.shapes().splits["train"], EvaluateConfig(train_pictures=10)
+    chosen = train.first_of(split, settings)
+    rows = [list(split.sources).index(source) for source in chosen.sources]
+    assert rows == sorted(set(rows)) != list(range(10))
+    np.testing.assert_array_equal(chosen.images, np.asarray(split.images)[rows])
+    np.testing.assert_array_equal(chosen.labels, np.asarray(split.labels)[rows])

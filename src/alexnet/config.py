@@ -69,11 +69,17 @@ class OptimizerConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluateConfig:
-    """Sections 4.1 and 6. `views` after training, as "1,10"; one view every so many epochs."""
+    """Sections 4.1 and 6. `views` after training, as "1,10"; one view every so many epochs.
+
+    Then so many training pictures are evaluated as well, if `train_pictures` is above 0, and the
+    training ends once no more than the share `stop_train_error` of them is missed (Figure 1).
+    """
 
     views: str = "1,10"
     every_epochs: float = 1.0
     batch_size: int = 256
+    train_pictures: int = 0
+    stop_train_error: float = 0.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -194,6 +200,8 @@ def check(recipe: Recipe) -> Recipe:
         "optimizer.weight_decay",
         "optimizer.bias_weight_decay",
         "augment.colour_strength",
+        "evaluate.train_pictures",
+        "evaluate.stop_train_error",
         "system.max_steps",
         "system.threads",
         "system.loader_threads",

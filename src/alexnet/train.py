@@ -20,18 +20,21 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
 
+import numpy as np
 import torch
 from rich.console import Console
 from torch import Tensor
 
 from alexnet import checkpoint
-from alexnet.config import Recipe
-from alexnet.dataset import PackedDataset
+from alexnet.config import EvaluateConfig, Recipe
+from alexnet.dataset import PackedDataset, Split
 from alexnet.evaluate import evaluate_runs
 from alexnet.files import write_json
 from alexnet.loader import batches, num_batches
 from alexnet.log import Display, RunLog, environment
+from alexnet.metrics import ErrorCount
 from alexnet.predictions import mean_log_probability, predict, score
+from alexnet.randomness import permutation
 from alexnet.schedule import set_rates
 from alexnet.stall import LayerScales, Stall, explain, layer_scales
 from alexnet.step import Training, autocast, network_input, start, train_step
@@ -55,10 +58,17 @@ class Diverged(Exception):
 
 
 def train(
-    recipe: Recipe, dataset: PackedDataset, run: Path, *, resume: bool, console: Console
+    recipe: Recipe,
+    dataset: PackedDataset,
+    run: Path,
+    *,
+    resume: bool,
+    console: Console,
+    begin: Callable[[Training], None] | None = None,
 ) -> dict[str, Any]:
     """Train by a recipe in a run folder, evaluate, and return what summary.json says.
 
+    `begin` may change the fresh weights and rates of a training that is not resumed.
     Raises UserError, Interrupted (all saved) or Diverged (the last good checkpoint kept).
     """
     training = start(recipe, dataset)
@@ -66,6 +76,8 @@ def train(
         say = partial(console.print, highlight=False, markup=False, soft_wrap=True)
         training.load_state_dict(checkpoint.load_newest(run / "checkpoints", say))
     else:
+        if begin is not None:
+            begin(training)
         write_json(run / "environment.json", _environment(training, dataset))
     write_json(run / "recipe.json", recipe.as_dict())
     log = RunLog(run, step=training.step)
@@ -156,21 +168,23 @@ def _loop(
             training.step += 1
             pending.add(training, loss, len(labels), time.perf_counter() - began, waited)
             evaluates = due(training.step, recipe.evaluate.every_epochs * per_epoch)
-            at_end = training.step == total_steps
             minutes = (time.monotonic() - last_checkpoint) / 60
             stops = bool(stopped)  # looked at once: a later signal is for the next step
+            at_end = training.step == total_steps
             saves = stops or at_end or minutes >= system.checkpoint_minutes
             if evaluates or saves or due(training.step, system.log_steps):
                 pending.flush(training, per_epoch, log, display)
                 _watch(training, pending, images, labels, log, display)
             if evaluates:
-                _validate(training, dataset, per_epoch, log, display)
-            if saves:
+                at_end |= _validate(training, dataset, per_epoch, log, display)
+            if saves or at_end:
                 _save(training, run)
                 last_checkpoint = time.monotonic()
             if stops or (stopped and at_end):
                 log.write("stop", training.step, signal=stopped[0])
                 raise Interrupted(stopped[0], run)
+            if at_end:
+                break
             began = time.perf_counter()
 
 
@@ -302,12 +316,38 @@ def _tell(stall: Stall, scales: list[LayerScales], log: RunLog, display: Display
 
 def _validate(
     training: Training, dataset: PackedDataset, per_epoch: int, log: RunLog, display: Display
-) -> None:
-    """Evaluate with one view on the validation split, and tell the schedule the error."""
+) -> bool:
+    """Evaluate with one view on the validation split, and tell the schedule the error.
+
+    Where the recipe asks for it, on training pictures too. Returns whether training is to end.
+    """
+    errors = _evaluate(training, dataset.splits["val"], per_epoch, log)
+    display.say(
+        f"epoch {training.step / per_epoch:.1f}: validation error {errors.top1_error:.2%} top-1, "
+        f"{errors.top5_error:.2%} top-5 of {errors.images:,} pictures, one view"
+    )
+    settings = training.recipe.evaluate
+    training.schedule.observe(errors.top1_error, settings.every_epochs * per_epoch)
+    if not settings.train_pictures:
+        return False
+    found = _evaluate(training, first_of(dataset.splits["train"], settings), per_epoch, log)
+    display.say(f"training error {found.top1_error:.2%} of {found.images:,} pictures, one view")
+    return found.top1_error <= settings.stop_train_error
+
+
+def first_of(split: Split, settings: EvaluateConfig) -> Split:
+    """The first `train_pictures` in the order of a shuffle that no seed of a training changes."""
+    order = permutation(0, "training pictures to evaluate", 0, len(split))
+    chosen = np.sort(order[: settings.train_pictures])
+    sources = [split.sources[index] for index in chosen]
+    return Split(split.name, split.images[chosen], split.labels[chosen], sources)
+
+
+def _evaluate(training: Training, split: Split, per_epoch: int, log: RunLog) -> ErrorCount:
     training.model.eval()
     predictions = predict(
         _logits_of(training),
-        dataset.splits["val"],
+        split,
         training.preprocessing,
         views=1,
         batch_size=training.recipe.evaluate.batch_size,
@@ -319,17 +359,12 @@ def _validate(
         "evaluation",
         training.step,
         epoch=training.step / per_epoch,
-        split="val",
+        split=split.name,
         views=1,
         loss=-mean_log_probability(predictions),
         **errors.as_dict(),
     )
-    display.say(
-        f"epoch {training.step / per_epoch:.1f}: validation error {errors.top1_error:.2%} top-1, "
-        f"{errors.top5_error:.2%} top-5 of {errors.images:,} pictures, one view"
-    )
-    steps = training.recipe.evaluate.every_epochs * per_epoch
-    training.schedule.observe(errors.top1_error, steps)
+    return errors
 
 
 def _logits_of(training: Training) -> Callable[[Tensor], Tensor]:
