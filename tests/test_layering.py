@@ -13,7 +13,7 @@ MODULES = sorted(path.stem for path in PACKAGE.glob("[a-z]*.py"))
 
 LEVELS = [
     {"errors", "images", "layers", "metrics", "oddities", "page", "progress", "randomness"}
-    | {"stall", "statistics"},
+    | {"stall", "statistics", "verdicts"},
     {"augment", "files", "likeness", "networks", "optim", "schedule", "shapes", "tables"}
     | {"workers"},
     {"checkpoint", "config", "differences", "drawing", "listing", "log", "model", "packing"},
