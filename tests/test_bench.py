@@ -12,8 +12,8 @@ from alexnet.bench import OURS, PEERS, PEERS_FOLDER, bench_loader, wait_share
 from alexnet.config import diff
 from alexnet.dataset import PackedDataset
 from alexnet.errors import UserError
+from alexnet.files import cache_folder
 from alexnet.pictures import encode_jpeg
-from alexnet.prepare import cache_folder
 from alexnet.recipes import find_recipe
 
 QUICK = {"seconds": 0.05, "rounds": 2, "batch_size": 16, "workers": 1, "wait_seconds": 0.0}

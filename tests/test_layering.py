@@ -16,6 +16,8 @@ LEVELS = [
     | {"stall", "statistics", "verdicts"},
     {"augment", "files", "likeness", "networks", "optim", "schedule", "shapes", "tables"}
     | {"workers"},
+    {"native"},
+    {"fused"},
     {"checkpoint", "config", "differences", "drawing", "listing", "log", "model", "packing"},
     {"archives", "describe", "examine", "pictures", "recipes", "weights"},
     {"audit", "dataset", "imagenet"},

@@ -33,11 +33,11 @@ from alexnet.augment import flip_where
 from alexnet.config import Recipe, diff
 from alexnet.dataset import PackedDataset, Split, open_packed
 from alexnet.errors import UserError, suggest
-from alexnet.files import write_bytes
+from alexnet.files import cache_folder, write_bytes
 from alexnet.loader import Batch, batches
 from alexnet.opening import open_dataset
 from alexnet.pictures import JpegPictures, encode_jpeg
-from alexnet.prepare import cache_folder, fingerprint
+from alexnet.prepare import fingerprint
 from alexnet.recipes import find_recipe
 from alexnet.step import network_input, start, train_step
 from alexnet.workers import available_cores

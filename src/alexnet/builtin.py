@@ -21,7 +21,7 @@ from PIL import Image
 from alexnet import shapes
 from alexnet.dataset import PackedDataset
 from alexnet.errors import UserError
-from alexnet.files import explain_os_error
+from alexnet.files import cache_folder, explain_os_error
 from alexnet.images import resize_and_crop
 from alexnet.packing import Block, Labels, make_block
 from alexnet.prepare import (
@@ -29,7 +29,6 @@ from alexnet.prepare import (
     Form,
     Progress,
     block_ranges,
-    cache_folder,
     contents_of,
     fingerprint,
     open_cached,

@@ -86,12 +86,14 @@ class EvaluateConfig:
 class SystemConfig:
     """What must not change the mathematics, and the seed.
 
+    `kernels`: norms and pools fused where that is possible, always or never (`fused.py`).
     `threads` 0: PyTorch's choice. `loader_threads` 0: one per core, 16 at most.
     """
 
     seed: int = 0
     device: str = "auto"
     precision: Literal["fp32", "bf16"] = "fp32"
+    kernels: Literal["auto", "fused", "plain"] = "auto"
     threads: int = 0
     loader_threads: int = 0
     max_steps: int = 0

@@ -47,6 +47,11 @@ def explain_os_error(error: OSError, path: Path) -> UserError:
     return UserError(f"cannot write {path}: {error.strerror or error}")
 
 
+def cache_folder() -> Path:
+    """Where what can be made again is kept; ALEXNET_CACHE names another place."""
+    return Path(os.environ.get("ALEXNET_CACHE") or "~/.cache/alexnet").expanduser()
+
+
 def write_bytes(path: Path, data: bytes) -> None:
     with atomic_file(path) as temporary:
         temporary.write_bytes(data)

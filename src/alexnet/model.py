@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from alexnet import layers
+from alexnet import fused, layers
 from alexnet.errors import UserError
 from alexnet.networks import (
     BatchNorm,
@@ -57,8 +57,9 @@ class AlexNet(nn.Module):
     """A network of `networks.py`: float images (B, 3, H, W) -> logits (B, num_classes).
 
     Images are on the 0..255 scale less the mean, and divided by `network.input_std`. In training
-    mode the dropout masks come from `dropout_generator` (None: PyTorch's own). `card` says what
-    a weights file says of itself; only `alexnet.load` sets it.
+    mode the dropout masks come from `dropout_generator` (None: PyTorch's own). `kernels` says how
+    norms and pools are run: see `fused.apply`. `card` says what a weights file says of itself;
+    only `alexnet.load` sets it.
     """
 
     card: "ModelCard"
@@ -68,6 +69,7 @@ class AlexNet(nn.Module):
         self.network = network
         self.num_classes = num_classes
         self.dropout_generator: torch.Generator | None = None
+        self.kernels: fused.Kernels = "auto"
         self.shapes = {shape.name: shape for shape in trace(network, num_classes)}
         for layer in network.layers:
             self.add_module(layer.name, _linear_part(network, layer, self.shapes[layer.name]))
@@ -137,9 +139,15 @@ class AlexNet(nn.Module):
 
     def _run(self, layer: Layer, x: Tensor) -> Tensor:
         x = self._linear(layer, x)
-        for step in layer.then:
-            x = self._step(step, x, layer)
+        for part in fused.split(layer.then):
+            if isinstance(part, fused.Chain):
+                x = self._chain(part, x)
+            else:
+                x = self._step(part, x, layer)
         return x
+
+    def _chain(self, chain: fused.Chain, x: Tensor) -> Tensor:
+        return fused.apply(chain, x, self.network.columns, self.kernels)
 
     def _linear(self, layer: Layer, x: Tensor) -> Tensor:
         if isinstance(layer, Full):
@@ -170,19 +178,12 @@ class AlexNet(nn.Module):
                 return F.relu(x)
             case "tanh":
                 return torch.tanh(x)
-            case ResponseNorm():
-                columns = self.network.columns if step.per_column else 1
-                return layers.response_norm(
-                    x, size=step.size, alpha=step.alpha, beta=step.beta, k=step.k, columns=columns
-                )
-            case SpatialNorm():
-                return layers.spatial_norm(
-                    x, size=step.size, alpha=step.alpha, beta=step.beta, k=step.k
-                )
+            case ResponseNorm() | SpatialNorm():
+                return self._chain(fused.Chain(norm=step), x)
             case BatchNorm():
                 return cast(Tensor, self.get_submodule(f"{layer.name}_norm")(x))
             case Pool(kind="max"):
-                return layers.max_pool(x, step.size, step.stride)
+                return self._chain(fused.Chain(pool=step), x)
             case Pool():
                 return layers.avg_pool(x, step.size, step.stride)
             case Dropout():

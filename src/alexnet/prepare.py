@@ -10,7 +10,6 @@ source is (sources.py), pipes (stream.py), decoding (images.py), the files (pack
 import hashlib
 import json
 import math
-import os
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -24,6 +23,7 @@ import numpy as np
 
 from alexnet.dataset import PackedDataset, is_packed, open_packed
 from alexnet.errors import UserError, suggest
+from alexnet.files import cache_folder
 from alexnet.images import RESAMPLING, UnreadableImage, resize_and_crop
 from alexnet.listing import Listed, Listing, picture_of
 from alexnet.packing import (
@@ -171,10 +171,6 @@ def open_cached(
             if not is_packed(target):  # unless another process has been faster
                 raise
     return open_packed(target)
-
-
-def cache_folder() -> Path:
-    return Path(os.environ.get("ALEXNET_CACHE") or "~/.cache/alexnet").expanduser()
 
 
 def contents_of(

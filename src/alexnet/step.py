@@ -104,6 +104,7 @@ def start(recipe: Recipe, dataset: PackedDataset) -> Training:
     model.to(device).to(memory_format=torch.channels_last)
     dropout_generator = torch.Generator(device).manual_seed(seed + 1)
     model.dropout_generator = dropout_generator
+    model.kernels = recipe.system.kernels
     settings, found = recipe.optimizer, dataset.statistics
     groups = parameter_groups(
         model,
