@@ -103,7 +103,17 @@ def test_links_between_files_lead_somewhere(path: Path) -> None:
             assert (path.parent / target).exists(), f"{path.name}: {target}"
 
 
-COMMANDS = ("train", "evaluate", "report", "describe", "prepare", "check", "bench")
+COMMANDS = (
+    "train",
+    "evaluate",
+    "predict",
+    "extract",
+    "report",
+    "describe",
+    "prepare",
+    "check",
+    "bench",
+)
 
 # --- Commands -------------------------------------------------------------------------------------
 

@@ -19,23 +19,24 @@ LEVELS = [
     {"native"},
     {"fused"},
     {"checkpoint", "config", "differences", "drawing", "listing", "log", "model", "packing"},
-    {"archives", "describe", "examine", "pictures", "recipes", "weights"},
-    {"audit", "dataset", "imagenet"},
+    {"archives", "describe", "examine", "pictures", "recipes", "trained"},
+    {"audit", "dataset", "gather", "imagenet", "weights"},
     {"contact", "kinds", "loader", "predictions"},
     {"results", "retrieval", "sources", "step"},
     {"prepare"},
     {"builtin", "stream"},
     {"opening"},
-    {"bench", "evaluate", "material"},
+    {"bench", "evaluate", "extract", "labelling", "material"},
     {"curves", "findings", "train"},
     {"figures"},
     {"exhibits"},
     {"report"},
+    {"using"},
     {"cli"},
 ]
 
 # What these import from torch, and how long that takes, nobody waits for who asks for help.
-INSTANT = ("__init__", "__main__", "cli", "errors", "progress")
+INSTANT = ("__init__", "__main__", "cli", "errors", "progress", "using")
 
 
 def imported(path: Path) -> Iterator[tuple[str, bool]]:

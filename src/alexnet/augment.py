@@ -7,6 +7,7 @@ paper's text, and the 2012 source (`convdata_jpeg.py`) where it differs.
 Not here: how pictures get to size S (`images.py`), and in which order they come (`loader.py`).
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -15,7 +16,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from alexnet.errors import UserError
 from alexnet.randomness import integers, uniform
+
+VIEWS = (1, 10)
 
 MeanAt = Literal["crop", "centre"]
 ColourConvention = Literal["none", "paper", "source"]
@@ -143,6 +147,32 @@ def ten_views(images: Tensor, preprocessing: Preprocessing) -> Tensor:
             plain.append(window - taken)
             mirrored.append(window.flip(2) - taken)
     return _scaled(torch.stack(plain + mirrored, dim=1), preprocessing)
+
+
+def check_views(views: int) -> None:
+    if views not in VIEWS:
+        raise UserError(
+            f"{views} views: choose 1 (the centre crop) or 10 (the paper's ten patches)"
+        )
+
+
+def mean_of_views(
+    vectors_of: Callable[[Tensor], Tensor],
+    pictures: Tensor,
+    preprocessing: Preprocessing,
+    *,
+    views: int,
+    batch_size: int,
+) -> Tensor:
+    """`vectors_of`, averaged over the views of each picture: uint8 (B, S, S, 3) -> (B, K) float32.
+
+    `vectors_of` maps crops (N, 3, crop, crop) to (N, K) and never sees more than `batch_size`.
+    """
+    make_views = centre_view if views == 1 else ten_views
+    crops = make_views(pictures, preprocessing)  # (B, 3, c, c) or (B, 10, 3, c, c)
+    parts = torch.split(crops.flatten(0, -4), batch_size)
+    vectors = torch.cat([vectors_of(part) for part in parts]).float()  # (B * views, K)
+    return vectors.view(len(pictures), views, -1).mean(1)
 
 
 def _centre(images: Tensor, preprocessing: Preprocessing) -> Tensor:

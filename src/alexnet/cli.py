@@ -20,6 +20,7 @@ from tyro.conf import Positional, UseAppendAction, arg
 
 from alexnet.errors import UserError
 from alexnet.progress import Progress
+from alexnet.using import extract, predict
 
 if TYPE_CHECKING:
     from alexnet.audit import Audit
@@ -41,6 +42,8 @@ def main() -> None:
     commands: dict[str, Callable[..., None]] = {
         "train": train,
         "evaluate": evaluate,
+        "predict": predict,
+        "extract": extract,
         "report": report,
         "describe": describe,
         "prepare": prepare,

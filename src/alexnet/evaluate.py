@@ -16,13 +16,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from alexnet.augment import check_views
 from alexnet.dataset import PackedDataset, open_packed
 from alexnet.errors import UserError, suggest
 from alexnet.files import read_json, sha256_of
 from alexnet.opening import open_dataset
 from alexnet.predictions import (
     Predictions,
-    check_views,
     class_difference,
     ensemble,
     normalised,

@@ -19,13 +19,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from alexnet.augment import Preprocessing, centre_view, ten_views
+from alexnet.augment import Preprocessing, check_views, mean_of_views
 from alexnet.dataset import Split
 from alexnet.errors import UserError
 from alexnet.files import atomic_file
 from alexnet.metrics import TOP_K, ErrorCount, count_errors, label_ranks
-
-VIEWS = (1, 10)
 
 # Below this a float32 probability may be zero, and one picture would make the mean infinite.
 SMALLEST_PROBABILITY = float(np.finfo(np.float32).tiny)
@@ -184,17 +182,15 @@ def mean_over_views(
             f"prepare the data set with {mean_px} px"
         )
     on_device = preprocessing.to(torch.device(device))
-    make_views = centre_view if views == 1 else ten_views
     pictures_per_batch = max(1, batch_size // views)
     means: np.ndarray | None = None
     queued: tuple[int, Tensor] | None = None
     for start in range(0, len(split), pictures_per_batch):
         # A copy: torch warns about a read-only memory map.
         pictures = torch.from_numpy(np.array(split.images[start : start + pictures_per_batch]))
-        crops = make_views(pictures.to(device), on_device)  # (B, 3, c, c) or (B, 10, 3, c, c)
-        parts = torch.split(crops.flatten(0, -4), batch_size)
-        vectors = torch.cat([vectors_of(part) for part in parts]).float()  # (B * views, K)
-        mean = vectors.view(len(pictures), views, -1).mean(1)  # (B, K)
+        mean = mean_of_views(
+            vectors_of, pictures.to(device), on_device, views=views, batch_size=batch_size
+        )
         if means is None:
             means = np.empty((len(split), mean.shape[1]), np.float32)
         # Fetched one batch late, so that an accelerator works while the next pictures are read.
@@ -211,13 +207,6 @@ def mean_over_views(
 
 def _store(means: np.ndarray, start: int, mean: Tensor) -> None:
     means[start : start + len(mean)] = mean.cpu().numpy()
-
-
-def check_views(views: int) -> None:
-    if views not in VIEWS:
-        raise UserError(
-            f"{views} views: choose 1 (the centre crop) or 10 (the paper's ten patches)"
-        )
 
 
 def score(predictions: Predictions) -> ErrorCount:

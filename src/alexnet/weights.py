@@ -20,8 +20,9 @@ from torch import Tensor
 from alexnet.augment import Preprocessing
 from alexnet.errors import UserError
 from alexnet.files import write_bytes
-from alexnet.model import AlexNet, build
+from alexnet.model import AlexNet
 from alexnet.networks import find_network, with_dropout
+from alexnet.trained import TrainedAlexNet
 
 FORMAT = "alexnet-model"
 STATISTICS = ("mean_image", "eigenvalues", "eigenvectors")
@@ -88,17 +89,13 @@ def _checksum(described: dict[str, Any], tensors: dict[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
-def load(path: str | Path, device: torch.device | str = "cpu") -> AlexNet:
+def load(path: str | Path, device: torch.device | str = "cpu") -> TrainedAlexNet:
     """Make the network of a weights file, in evaluation mode, with its card as `model.card`.
 
     `path` is model.safetensors or the run folder that holds it. Raises UserError when it is not
     there, damaged, or not ours.
     """
-    path = Path(path)
-    if path.is_dir():
-        path = path / "model.safetensors"
-    if not path.is_file():
-        raise UserError(f"{path} is not there; train a network first, or name its weights file")
+    path = weights_file(path)
     described = _read_card(path)
     try:
         tensors = load_file(path)
@@ -108,7 +105,7 @@ def load(path: str | Path, device: torch.device | str = "cpu") -> AlexNet:
         statistics = {name: tensors.pop(name) for name in STATISTICS}
         card = _card(described, statistics)
         network = with_dropout(find_network(card.network), card.dropout)
-        model = build(network, card.num_classes)
+        model = TrainedAlexNet(network, card.num_classes)
         model.load_state_dict(tensors)
     except UserError:
         raise
@@ -118,6 +115,16 @@ def load(path: str | Path, device: torch.device | str = "cpu") -> AlexNet:
         raise UserError(f"{path} is damaged or of another version: {reason}") from None
     model.card = card
     return model.eval().to(device)
+
+
+def weights_file(path: str | Path) -> Path:
+    """The model.safetensors that is meant. Raises UserError where there is none."""
+    path = Path(path)
+    if path.is_dir():
+        path = path / "model.safetensors"
+    if not path.is_file():
+        raise UserError(f"{path} is not there; train a network first, or name its weights file")
+    return path
 
 
 def _card(described: dict[str, Any], statistics: dict[str, Tensor]) -> ModelCard:
