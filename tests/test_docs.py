@@ -126,7 +126,9 @@ def commands(path: Path) -> list[str]:
 
 
 def own_commands() -> list[str]:
-    found = [line for path in DOCUMENTS for line in commands(path)]
+    """Those of ours, without a pipe before or a redirection after them."""
+    lines = [line for path in DOCUMENTS for line in commands(path)]
+    found = [line.rpartition(" | ")[2].partition(" > ")[0] for line in lines]
     wanted = re.compile(r"^(?:\S*/)?alexnet\s")
     return sorted({line for line in found if wanted.match(line)})
 
