@@ -5,12 +5,13 @@ the flags of a training of the `small` network that takes about half a second.
 """
 
 import contextlib
+import errno
 import io
 import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -166,6 +167,26 @@ def flip_bit(path: Path, position: float, bit: int = 0) -> None:
     data = bytearray(path.read_bytes())
     data[min(int(position * len(data)), len(data) - 1)] ^= 1 << bit
     path.write_bytes(data)
+
+
+def fill_up(monkeypatch: pytest.MonkeyPatch, is_hit: Callable[[Path], bool]) -> None:
+    """From now on there is no space for some files: half of each is written, then no more."""
+    write_bytes = Path.write_bytes
+
+    def full(path: Path, data: bytes) -> int:
+        if is_hit(path):
+            write_bytes(path, data[: len(data) // 2])
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+        return write_bytes(path, data)
+
+    class Full(io.FileIO):
+        def write(self, data: Any) -> int:
+            if self.tell() + len(data) > 1_000_000 and is_hit(Path(os.fsdecode(self.name))):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            return super().write(data) or 0
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    monkeypatch.setattr(checkpoint, "open", Full, raising=False)
 
 
 def snapshot(folder: Path) -> Mapping[Path, bytes]:

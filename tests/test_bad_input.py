@@ -9,7 +9,7 @@ import io
 import os
 import shutil
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ import torch
 from PIL import Image
 
 import fabricate
-from alexnet import checkpoint, log
+from alexnet import checkpoint, log, train
 from alexnet.dataset import open_packed
 from alexnet.files import read_json
 from fabricate import FOLDER, SHAPES, alexnet, refusal
@@ -338,19 +338,6 @@ def test_a_packed_data_set_of_another_size(source: Path, tmp_path: Path) -> None
 # --- A full disk --------------------------------------------------------------------------------
 
 
-def fill_up(monkeypatch: pytest.MonkeyPatch, is_hit: Callable[[Path], bool]) -> None:
-    """From now on there is no space for some files: half of each is written, then no more."""
-    write_bytes = Path.write_bytes
-
-    def full(path: Path, data: bytes) -> int:
-        if is_hit(path):
-            write_bytes(path, data[: len(data) // 2])
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
-        return write_bytes(path, data)
-
-    monkeypatch.setattr(Path, "write_bytes", full)
-
-
 @pytest.mark.parametrize(
     "name", ["step-00000003.pt", "step-00000003.sha256", "model.safetensors", "summary.json"]
 )
@@ -362,7 +349,7 @@ def test_what_is_saved_outlives_a_full_disk_and_training_goes_on_from_it(
     before = fabricate.snapshot(run / "checkpoints")
     resume = ("train", "--resume", "--run", run, "--no-report", "--max-steps", "3")
     with monkeypatch.context() as patch:
-        fill_up(patch, lambda path: name in path.name)
+        fabricate.fill_up(patch, lambda path: name in path.name)
         said = refusal(*resume)
     assert f"no space left on the disk for {run}" in said
     assert name in said
@@ -377,28 +364,62 @@ def test_what_is_saved_outlives_a_full_disk_and_training_goes_on_from_it(
 
 
 class FullFile:
-    """A log for which there is no space."""
+    """A log for which there is no space, but for so many bytes."""
 
-    def write(self, text: str) -> None:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    def __init__(self, file: io.FileIO, space: int) -> None:
+        self.file, self.space = file, space
+
+    def write(self, data: bytes) -> int:
+        written = self.file.write(data[: self.space])
+        self.space -= written
+        if not written:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return written
 
     def close(self) -> None:
-        pass
+        self.file.close()
 
 
-def test_a_log_that_cannot_be_written_ends_the_run_in_one_line(
+def limit_log(monkeypatch: pytest.MonkeyPatch, space: int) -> list[FullFile]:
+    init, made = log.RunLog.__init__, []
+
+    def with_little_space(self: log.RunLog, *arguments: Any, **settings: Any) -> None:
+        init(self, *arguments, **settings)
+        made.append(FullFile(self.file, space))
+        self.file = made[-1]  # type: ignore[assignment]
+
+    monkeypatch.setattr(log.RunLog, "__init__", with_little_space)
+    return made
+
+
+def test_a_log_that_cannot_be_written_to_the_end_is_a_failure_in_one_line(
     run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    init = log.RunLog.__init__
-
-    def without_space(self: log.RunLog, *arguments: Any, **settings: Any) -> None:
-        init(self, *arguments, **settings)
-        self.file.close()
-        self.file = FullFile()  # type: ignore[assignment]
-
-    monkeypatch.setattr(log.RunLog, "__init__", without_space)
+    limit_log(monkeypatch, 300)
     said = refusal("train", "--resume", "--run", run, "--max-steps", "3", "--no-report")
     assert f"no space left on the disk for {run / 'log.jsonl'}" in said
+    assert (run / "model.safetensors").exists()
+
+
+def test_a_log_without_space_is_written_when_there_is_some(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, whole = tmp_path / "run", tmp_path / "whole"
+    (made, real, steps) = (limit_log(monkeypatch, 500), train.train_step, [])
+
+    def step(*arguments: Any) -> Any:
+        steps.append(1)
+        if len(steps) == 4:
+            made[0].space = 10**9
+        return real(*arguments)
+
+    monkeypatch.setattr(train, "train_step", step)
+    finished = alexnet(*SHAPES, "--run", run, "--max-steps", "5")
+    assert finished.code == 0, finished
+    assert finished.out.count("its lines are kept until they can be") == 1
+    monkeypatch.undo()
+    assert alexnet(*SHAPES, "--run", whole, "--max-steps", "5").code == 0
+    assert fabricate.losses(run) == fabricate.losses(whole)
 
 
 def test_a_disk_that_is_really_full(tmp_path: Path) -> None:

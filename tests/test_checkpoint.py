@@ -2,6 +2,7 @@
 
 import errno
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +22,13 @@ def state(step: int) -> dict[str, Any]:
     return {"step": step, "model": {"fc8.weight": weight}, "reason": "start", "rates": [1.5, 2.0]}
 
 
-def save(folder: Path, *steps: int, keep: int = 2) -> Path:
+def large(step: int) -> dict[str, Any]:
+    return {**state(step), "padding": torch.zeros(500_000)}
+
+
+def save(folder: Path, *steps: int, keep: int = 2, best: int = -1) -> Path:
     for step in steps:
-        path = checkpoint.save(folder, step, state(step), keep=keep)
+        path = checkpoint.save(folder, step, state(step), keep=keep, best=step == best)
     return path
 
 
@@ -143,31 +148,90 @@ def test_other_files_in_the_folder_are_left_alone(tmp_path: Path) -> None:
     assert names(tmp_path) == ["step-00000003.pt", "step-00000003.sha256", "step-best.pt"]
 
 
-@pytest.mark.parametrize("writes", [0, 1])
+@pytest.mark.parametrize("name", ["step-00000003.pt", "step-00000003.sha256", "best-00000003.pt"])
 def test_a_full_disk_leaves_the_checkpoints_that_are_there(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, writes: int
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
-    save(tmp_path, 1, 2)
+    save(tmp_path, 1, 2, best=1)
     before = fabricate.snapshot(tmp_path)
-    done = 0
-    write_bytes = Path.write_bytes
 
-    def fills_up(path: Path, data: bytes) -> int:
-        nonlocal done
-        done += 1
-        if done > writes:
-            write_bytes(path, data[: len(data) // 2])
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        return write_bytes(path, data)
+    def full(*arguments: Any) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(Path, "write_bytes", fills_up)
+    fabricate.fill_up(monkeypatch, lambda path: name in path.name)
+    if name.startswith("best"):
+        monkeypatch.setattr(os, "link", full)
+        monkeypatch.setattr(shutil, "copyfile", full)
     with pytest.raises(UserError, match="no space left"):
-        save(tmp_path, 3)
+        checkpoint.save(tmp_path, 3, large(3), keep=2, best=True)
     monkeypatch.undo()
     after = fabricate.snapshot(tmp_path)
     assert before.items() <= after.items()
-    loaded, _ = newest(tmp_path)
-    assert_is(loaded, 2)
+    assert not list(tmp_path.glob(".*"))
+    loaded, warnings = newest(tmp_path)
+    assert_is(loaded, 3 if name.startswith("best") else 2)
+    assert not warnings
+
+
+def test_the_best_one_outlives_the_newest_few_and_gives_way_to_a_better(tmp_path: Path) -> None:
+    save(tmp_path, 1, 2, 3, 4, best=2)
+    assert names(tmp_path)[:2] == ["best-00000002.pt", "best-00000002.sha256"]
+    assert [path.name for path in checkpoint.available(tmp_path)] == [
+        "step-00000004.pt",
+        "step-00000003.pt",
+    ]
+    assert_is(checkpoint.load(tmp_path / "best-00000002.pt"), 2)
+    save(tmp_path, 5, best=5)
+    assert names(tmp_path)[:2] == ["best-00000005.pt", "best-00000005.sha256"]
+    assert (tmp_path / "best-00000005.pt").samefile(tmp_path / "step-00000005.pt")
+
+
+def test_where_files_have_one_name_only_the_best_is_a_copy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_links(*arguments: Any) -> None:
+        raise OSError(errno.EPERM, os.strerror(errno.EPERM))
+
+    monkeypatch.setattr(os, "link", no_links)
+    save(tmp_path, 2, best=2)
+    assert_is(checkpoint.load(tmp_path / "best-00000002.pt"), 2)
+
+
+def test_when_the_newest_are_damaged_the_best_is_used(tmp_path: Path) -> None:
+    save(tmp_path, 1, 2, 3, best=1)
+    for path in checkpoint.available(tmp_path):
+        path.write_bytes(b"")
+    loaded, warnings = newest(tmp_path)
+    assert_is(loaded, 1)
+    assert len(warnings) == 2
+
+
+def test_a_step_that_is_saved_again_is_whole_whenever_the_process_is_killed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between the renaming of the checksum and that of the state nothing may be damaged."""
+    save(tmp_path, 1, keep=1)
+    replace = os.replace
+
+    def killed(source: Path, target: Path) -> None:
+        if str(target).endswith(".pt"):
+            raise KeyboardInterrupt
+        replace(source, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", killed)
+        with pytest.raises(KeyboardInterrupt):
+            checkpoint.save(tmp_path, 1, large(1), keep=1)
+    assert_is(newest(tmp_path)[0], 1)
+    checkpoint.save(tmp_path, 1, large(1), keep=1)
+    assert_is(newest(tmp_path)[0], 1)
+    assert "padding" in newest(tmp_path)[0]
+
+
+def test_a_folder_that_is_gone_is_not_made_anew(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="is gone"):
+        save(tmp_path / "checkpoints", 1)
+    assert not (tmp_path / "checkpoints").exists()
 
 
 def test_a_pickle_that_would_run_code_is_not_loaded(tmp_path: Path) -> None:

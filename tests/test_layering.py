@@ -13,13 +13,13 @@ MODULES = sorted(path.stem for path in PACKAGE.glob("[a-z]*.py"))
 
 LEVELS = [
     {"errors", "images", "layers", "metrics", "oddities", "page", "progress", "randomness"}
-    | {"stall", "statistics", "verdicts"},
+    | {"stall", "statistics", "stopping", "verdicts"},
     {"augment", "files", "likeness", "networks", "optim", "schedule", "shapes", "tables"}
     | {"workers"},
     {"native"},
     {"fused"},
     {"checkpoint", "config", "differences", "drawing", "listing", "log", "model", "packing"},
-    {"archives", "describe", "examine", "pictures", "recipes", "trained"},
+    {"archives", "describe", "examine", "pictures", "recipes", "saving", "trained"},
     {"audit", "dataset", "gather", "imagenet", "weights"},
     {"contact", "kinds", "loader", "predictions"},
     {"results", "retrieval", "sources", "step"},

@@ -4,20 +4,28 @@ On a CPU in float32, as promised. Stops are SIGINT and SIGTERM, in this process 
 from outside at whatever step they arrive, and SIGKILL, which nobody can answer.
 """
 
+import copy
 import os
 import shutil
 import signal
 import subprocess
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 import fabricate
-from alexnet import checkpoint, train
+from alexnet import checkpoint, step, stopping, train
+from alexnet.config import Recipe, from_dict
+from alexnet.dataset import PackedDataset, open_packed
 from alexnet.files import read_json, write_json
+from alexnet.loader import batches
+from alexnet.schedule import set_rates
+from alexnet.stopping import EXIT_STOPPED
 from fabricate import SHAPES, alexnet, alexnet_process, finish, refusal
 
 STEPS = 8  # of 6 per epoch: an evaluation lies in between
@@ -108,7 +116,7 @@ def test_a_stopped_training_goes_on_bit_for_bit(
     with monkeypatch.context() as patch:
         kill_self_after(stop_at, signal.SIGTERM, patch)
         stopped = alexnet(*command)
-    assert stopped.code == 128 + signal.SIGTERM, stopped
+    assert stopped.code == EXIT_STOPPED, stopped
     assert list(fabricate.losses(run)) == list(range(1, stop_at + 1))
     assert [event["step"] for event in fabricate.events(run, "stop")] == [stop_at]
     assert not (run / "model.safetensors").exists()
@@ -126,7 +134,7 @@ def test_a_training_may_be_stopped_again_and_again(
         with monkeypatch.context() as patch:
             kill_self_after(steps, signal.SIGINT, patch)
             stopped = alexnet(*command)
-        assert stopped.code == 128 + signal.SIGINT, stopped
+        assert stopped.code == EXIT_STOPPED, stopped
         command = ("train", "--resume", "--run", run, "--no-report")
     assert alexnet(*command).code == 0
     assert_same_training(run, whole())
@@ -162,7 +170,7 @@ def test_a_training_stopped_while_it_evaluates_at_the_end_goes_on(
     with monkeypatch.context() as patch:
         patch.setattr(train, "evaluate_runs", stop)
         stopped = alexnet(*SHAPES, "--run", run, "--max-steps", str(STEPS))
-    assert stopped.code == 128 + signal.SIGTERM, stopped
+    assert stopped.code == EXIT_STOPPED, stopped
     assert "go on with: alexnet train --resume" in stopped.err
     assert alexnet("train", "--resume", "--run", run, "--no-report").code == 0
     assert_same_training(run, whole())
@@ -202,6 +210,132 @@ def test_the_recipe_of_a_resumed_run_stays_what_it_was(
     assert before == {name: (run / name).read_bytes() for name in before}
 
 
+def test_a_training_stopped_while_it_evaluates_on_the_way_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, whole: Callable[..., Path]
+) -> None:
+    """It does not wait for the end of the evaluation, and the resumed training begins with it."""
+    run, predict, looked = tmp_path / "run", train.predict, []
+
+    def stopped(*arguments: Any, progress: Callable[[int, int], None], **settings: Any) -> Any:
+        os.kill(os.getpid(), signal.SIGUSR1)
+
+        def look(done: int, total: int) -> None:
+            looked.append(done)
+            progress(done, total)
+            raise AssertionError("the evaluation goes on")
+
+        return predict(*arguments, progress=look, **settings)
+
+    command: tuple[Any, ...] = (*SHAPES, "--run", run, "--max-steps", str(STEPS), *KINDS["plateau"])
+    for _ in range(2):
+        with monkeypatch.context() as patch:
+            patch.setattr(train, "predict", stopped)
+            first = alexnet(*command)
+        assert first.code == EXIT_STOPPED, first
+        assert looked.pop() == 24
+        assert not fabricate.events(run, "evaluation")
+        assert [event["step"] for event in fabricate.events(run, "stop")][-1:] == [6]
+        command = ("train", "--resume", "--run", run, "--no-report")
+    assert alexnet(*command).code == 0
+    assert_same_training(run, whole(STEPS, "plateau"))
+
+
+def test_a_signal_that_comes_twice_is_one_wish_to_stop(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As under torchrun, where Ctrl-C comes from the terminal and from torchrun."""
+    real = train.train_step
+
+    def step(*arguments: Any) -> Any:
+        for number in (signal.SIGINT, signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+            os.kill(os.getpid(), number)
+        return real(*arguments)
+
+    monkeypatch.setattr(train, "train_step", step)
+    stopped = alexnet(*SHAPES, "--run", tmp_path / "run", "--max-steps", "9")
+    assert stopped.code == EXIT_STOPPED, stopped
+    assert [event["step"] for event in fabricate.events(tmp_path / "run", "stop")] == [1]
+
+
+def test_who_asks_again_does_not_wait_for_a_disk_that_hangs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stopping, "SAME_WISH_SECONDS", 0.0)
+    disk, save, saves = threading.Event(), checkpoint.save, []
+
+    def hang(*arguments: Any, **settings: Any) -> Path:
+        saves.append(1)
+        if len(saves) > 1:  # the first is that of step 0
+            threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGINT)).start()
+            disk.wait(60)
+        return save(*arguments, **settings)
+
+    monkeypatch.setattr(checkpoint, "save", hang)
+    kill_self_after(1, signal.SIGINT, monkeypatch)
+    stopped = alexnet(*SHAPES, "--run", tmp_path / "run", "--max-steps", "9")
+    disk.set()
+    assert (stopped.code, stopped.err) == (130, "alexnet: interrupted\n")
+
+
+# --- What a checkpoint must hold ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("part", "kind"),
+    [
+        ("model", "default"),
+        ("optimizer", "default"),
+        ("schedule", "plateau"),
+        ("dropout", "default"),
+        ("noise", "noisy rates"),
+        ("step", "default"),
+        ("reason", "plateau"),
+        ("detector", "default"),
+        ("best_error", "default"),
+        ("best_step", "default"),
+        ("rates", "default"),
+        ("seconds", "default"),
+        ("wait_seconds", "default"),
+        ("owes_evaluation", "default"),
+        ("has_ended", "default"),
+    ],
+)
+def test_each_part_of_a_checkpoint_is_needed(
+    whole: Callable[..., Path], part: str, kind: str
+) -> None:
+    """A training that forgot this part alone is another one, and the comparison sees it."""
+    run = whole(STEPS, kind)
+    recipe = from_dict(read_json(run / "recipe.json"))
+    dataset = open_packed(Path(read_json(run / "environment.json")["data_path"]))
+    state = fabricate.checkpoint_state(run, 6)
+    state |= {"owes_evaluation": True, "has_ended": True, "reason": "drop 1 of 3"}
+    forgotten = {part: step.start(recipe, dataset).state_dict()[part]}
+    remembered = outcome(recipe, dataset, state)
+    assert remembered == outcome(recipe, dataset, state)
+    assert remembered != outcome(recipe, dataset, {**state, **forgotten})
+
+
+def outcome(recipe: Recipe, dataset: PackedDataset, state: dict[str, Any]) -> Any:
+    """Everything that a training knows two steps after a checkpoint."""
+    training = step.start(recipe, dataset)
+    training.load_state_dict(copy.deepcopy(state))
+    split = dataset.splits["train"]
+    for batch in batches(split, recipe, step=training.step, stop=training.step + 2):
+        rates = training.schedule.rates(training.step / 6)
+        set_rates(training.optimizer.param_groups, rates, training.noise_generator)
+        loss = step.train_step(training, *step.network_input(training, batch))
+        training.step += 1
+        training.detector.observe(training.step, loss.item())
+    training.schedule.observe(0.999)
+    return plain(training.state_dict())
+
+
+def plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: plain(part) for name, part in value.items()}
+    return value.tolist() if isinstance(value, torch.Tensor) else value
+
+
 # --- Processes that are stopped from outside ----------------------------------------------------
 
 
@@ -223,7 +357,7 @@ def resume_a_little_further(run: Path) -> int:
     return newest + 2
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGUSR1])
 def test_a_process_saves_when_it_is_asked_to_stop(
     tmp_path: Path, whole: Callable[..., Path], number: signal.Signals
 ) -> None:
@@ -232,7 +366,7 @@ def test_a_process_saves_when_it_is_asked_to_stop(
         wait_for_step(run, 2, process)
         process.send_signal(number)
         stopped = finish(process)
-    assert stopped.code == 128 + number, stopped
+    assert stopped.code == EXIT_STOPPED, stopped
     assert stopped.err.count("\n") == 1, stopped.err
     assert f"alexnet train --resume --run {run}" in stopped.err
     (event,) = fabricate.events(run, "stop")
@@ -277,7 +411,7 @@ def stopped_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
         kill_self_after(4, signal.SIGTERM, patch)
         resume = ("train", "--resume", "--run", run, "--no-report", "--max-steps", str(STEPS))
         second = alexnet(*resume)
-    assert (first.code, second.code) == (0, 143), (first, second)
+    assert (first.code, second.code) == (0, EXIT_STOPPED), (first, second)
     names = sorted(path.name for path in run.glob("checkpoints/*.pt"))
     assert names == ["step-00000002.pt", "step-00000006.pt"]
     return run

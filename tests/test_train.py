@@ -66,8 +66,10 @@ def test_a_run_holds_these_files_and_no_others(run: Path) -> None:
         "tensorboard",
     ]
     assert sorted(path.name for path in (run / "checkpoints").iterdir()) == [
-        "step-00000000.pt",
-        "step-00000000.sha256",
+        "best-00000006.pt",
+        "best-00000006.sha256",
+        "step-00000006.pt",
+        "step-00000006.sha256",
         "step-00000008.pt",
         "step-00000008.sha256",
     ]

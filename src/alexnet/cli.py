@@ -1,8 +1,8 @@
 """The command line: `alexnet COMMAND --help` explains each one.
 
 Every command talks to the others through files. A user's mistake is one line on standard error
-and exit code 2; a training that was asked to stop exits with 128 + the signal's number, one that
-diverged with 1. Imports of torch happen inside the commands, so that `--help` is instant.
+and exit code 2; a training that was asked to stop, and saved, exits with 75, one that diverged
+with 1. Imports of torch happen inside the commands, so that `--help` is instant.
 """
 
 import contextlib
@@ -171,13 +171,14 @@ def train(
 def _train(
     recipe: "Recipe", dataset: "PackedDataset", run: Path, *, resume: bool, console: Console
 ) -> dict[str, Any]:
-    from alexnet.train import Diverged, Interrupted
+    from alexnet.stopping import EXIT_STOPPED, Interrupted
+    from alexnet.train import Diverged
     from alexnet.train import train as run_training
 
     try:
         summary = run_training(recipe, dataset, run, resume=resume, console=console)
     except Interrupted as stop:
-        _leave(str(stop), 128 + stop.number)
+        _leave(str(stop), EXIT_STOPPED)
     except Diverged as stop:
         _leave(str(stop), 1)
     for found in summary["evaluations"]:

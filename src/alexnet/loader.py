@@ -26,7 +26,7 @@ from torch import Tensor
 from alexnet.augment import CropDraws, draw_crops
 from alexnet.config import Recipe
 from alexnet.dataset import Split
-from alexnet.pictures import Pixels, read_crops
+from alexnet.pictures import Pixels, check_size, read_crops
 from alexnet.randomness import normal, permutation
 from alexnet.workers import available_cores
 
@@ -123,6 +123,7 @@ def read_batch(
     indices = epoch_order(recipe, count, epoch)[positions]
     draws = crop_draws(recipe, indices, positions, epoch)
     crops = make_buffer((len(indices), px, px, 3))
+    check_size(split.images)
     read_crops(split.images, indices, draws.top, draws.left, px, crops)
     return Batch(
         crops=torch.from_numpy(crops),

@@ -4,13 +4,16 @@ Each line of log.jsonl is one JSON object with an "event"; floats are finite or 
 is a live panel on a terminal and plain lines elsewhere.
 """
 
+import contextlib
 import json
 import math
 import os
 import platform
 import subprocess
 import sys
+import threading
 import time
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
@@ -27,31 +30,73 @@ PLAIN_LINE_SECONDS = 10.0
 
 
 class RunLog:
-    """Appends events to RUN/log.jsonl and numbers to RUN/tensorboard."""
+    """Appends events to RUN/log.jsonl and numbers to RUN/tensorboard.
 
-    def __init__(self, run: Path, *, step: int = 0) -> None:
+    What cannot be written is told once through `warn`, kept, and tried again with the next event;
+    TensorBoard, which log.jsonl can replace, is given up.
+    """
+
+    def __init__(self, run: Path, *, step: int = 0, warn: Callable[[str], None]) -> None:
         """Events after `step` are dropped first: they belong to work that will be done again."""
         from torch.utils.tensorboard import SummaryWriter
 
-        self.path = run / "log.jsonl"
+        self.path, self.warn = run / "log.jsonl", warn
         kept = [event for event in read_log(self.path) if event.get("step", 0) <= step]
         write_text(self.path, "".join(_line(event) for event in kept))
-        self.file = self.path.open("a", buffering=1)
-        self.board = SummaryWriter(str(run / "tensorboard"), purge_step=step + 1)
+        self.file = self.path.open("ab", buffering=0)
+        self.unwritten = b""
+        self.warned = False
+        folder = run / "tensorboard"
+        try:
+            self.board: SummaryWriter | None = SummaryWriter(str(folder), purge_step=step + 1)
+        except OSError as error:
+            raise explain_os_error(error, folder) from error
+        self.hook, threading.excepthook = threading.excepthook, self._hear
 
     def write(self, event: str, step: int, **values: Any) -> None:
-        try:
-            self.file.write(_line({"event": event, "step": step, **values}))
-        except OSError as error:
-            raise explain_os_error(error, self.path) from error
+        self.unwritten += _line({"event": event, "step": step, **values}).encode()
+        error = self._write_on()
+        if error is not None and not self.warned:
+            self.warn(f"{explain_os_error(error, self.path)}; its lines are kept until they can be")
+        self.warned = error is not None
         for name, value in values.items():
             if isinstance(value, int | float) and event in ("step", "evaluation"):
                 views = f"_{values['views']}" if event == "evaluation" else ""
-                self.board.add_scalar(f"{event}{views}/{name}", value, step)
+                self._draw(f"{event}{views}/{name}", value, step)
+
+    def _write_on(self) -> OSError | None:
+        """Write what is left, from where the disk was full; the error that it ended with."""
+        try:
+            while self.unwritten:
+                self.unwritten = self.unwritten[self.file.write(self.unwritten) :]
+        except OSError as error:
+            return error
+        return None
+
+    def _draw(self, name: str, value: float, step: int) -> None:
+        try:
+            if self.board is not None:
+                self.board.add_scalar(name, value, step)
+        except OSError as error:
+            self.board = None
+            self.warn(f"TensorBoard's files cannot be written ({error}); log.jsonl has all of it")
+
+    def _hear(self, failed: threading.ExceptHookArgs) -> None:
+        """TensorBoard's thread dies with a traceback of what its next call raises once more."""
+        is_its = type(failed.thread).__module__.startswith("tensorboard")
+        if not (is_its and isinstance(failed.exc_value, OSError)):
+            self.hook(failed)
 
     def close(self) -> None:
+        """Raises UserError when there are lines that could not be written."""
+        error = self._write_on()
         self.file.close()
-        self.board.close()
+        if self.board is not None:
+            with contextlib.suppress(OSError):
+                self.board.close()
+        threading.excepthook = self.hook
+        if error is not None:
+            raise explain_os_error(error, self.path) from error
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:

@@ -9,6 +9,7 @@ Not here: finding pictures (sources.py), packing them (packing.py), order and dr
 """
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import partial
 from io import BytesIO
 from pathlib import Path
@@ -130,6 +131,22 @@ def read_crops(
     windows = zip(indices.tolist(), tops.tolist(), lefts.tolist(), strict=True)
     for row, (index, top, left) in enumerate(windows):
         out[row] = images[index][top : top + size_px, left : left + size_px]
+
+
+def check_size(images: Pixels | DecodedPictures) -> None:
+    """Raises UserError where the file of a memory map has become shorter than the map.
+
+    The system kills a process that reads beyond the end. A file that was removed is not shorter:
+    it stays for as long as it is mapped.
+    """
+    if not isinstance(images, np.memmap) or images.filename is None:
+        return
+    with suppress(FileNotFoundError):
+        if Path(images.filename).stat().st_size < images.offset + images.nbytes:
+            raise UserError(
+                f"{images.filename} was cut short while it was in use; prepare the pictures again, "
+                "or bring back the file"
+            )
 
 
 def encode_jpeg(pixels: Pixels, quality: int = JPEG_QUALITY) -> bytes:

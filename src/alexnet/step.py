@@ -6,6 +6,7 @@ a batch of uint8 crops into what the network sees, on its device; `train_step` i
 Not here: the order of a whole training (`train.py`).
 """
 
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -46,6 +47,10 @@ class Training:
     seconds: float = 0.0
     wait_seconds: float = 0.0
     rates: list[float] = field(default_factory=list)  # images per second, each step
+    best_error: float = math.inf  # of the validation pictures, one view, and where it was
+    best_step: int = 0
+    owes_evaluation: bool = False  # the one of `step` was stopped
+    has_ended: bool = False  # before its last step, as the recipe asks for
 
     def state_dict(self) -> dict[str, Any]:
         return {
@@ -61,7 +66,11 @@ class Training:
             "noise": self.noise_generator.get_state(),
             "seconds": self.seconds,
             "wait_seconds": self.wait_seconds,
-            "rates": self.rates,
+            "rates": torch.tensor(self.rates, dtype=torch.float64),
+            "best_error": self.best_error,
+            "best_step": self.best_step,
+            "owes_evaluation": self.owes_evaluation,
+            "has_ended": self.has_ended,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -87,7 +96,9 @@ class Training:
         self.noise_generator.set_state(state["noise"])
         self.step, self.reason = state["step"], state["reason"]
         self.seconds, self.wait_seconds = state["seconds"], state["wait_seconds"]
-        self.rates = list(state["rates"])
+        self.rates = torch.as_tensor(state["rates"], dtype=torch.float64).tolist()
+        self.best_error, self.best_step = state["best_error"], state["best_step"]
+        self.owes_evaluation, self.has_ended = state["owes_evaluation"], state["has_ended"]
 
 
 def start(recipe: Recipe, dataset: PackedDataset) -> Training:

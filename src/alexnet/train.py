@@ -8,16 +8,12 @@ Not here: the step itself (`step.py`), how rates change (`schedule.py`), the com
 """
 
 import math
-import shlex
-import signal
 import statistics
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from types import FrameType
 from typing import Any, NoReturn
 
 import numpy as np
@@ -28,29 +24,22 @@ from torch import Tensor
 from alexnet import checkpoint
 from alexnet.config import EvaluateConfig, Recipe
 from alexnet.dataset import PackedDataset, Split
+from alexnet.errors import UserError
 from alexnet.evaluate import evaluate_runs
 from alexnet.files import write_json
-from alexnet.loader import batches, num_batches
+from alexnet.loader import Batch, batches, num_batches
 from alexnet.log import Display, RunLog, environment
-from alexnet.metrics import ErrorCount
-from alexnet.predictions import mean_log_probability, predict, score
+from alexnet.predictions import Predictions, mean_log_probability, predict, score
 from alexnet.randomness import permutation
+from alexnet.saving import Saver
 from alexnet.schedule import set_rates
 from alexnet.stall import LayerScales, Stall, explain, layer_scales
 from alexnet.step import Training, autocast, network_input, start, train_step
+from alexnet.stopping import Interrupted, on_stop_signal, resume_command
 from alexnet.weights import ModelCard, save_model
 
 # Steps that are left out of the median rate: memory is still being laid out.
 WARM_UP_STEPS = 5
-
-
-class Interrupted(Exception):
-    """Training was asked to stop by a signal; everything is saved. `number` is the signal's."""
-
-    def __init__(self, number: int, run: Path) -> None:
-        command = shlex.join(["alexnet", "train", "--resume", "--run", str(run)])
-        super().__init__(f"stopped and saved; go on with: {command}")
-        self.number = number
 
 
 class Diverged(Exception):
@@ -72,15 +61,16 @@ def train(
     Raises UserError, Interrupted (all saved) or Diverged (the last good checkpoint kept).
     """
     training = start(recipe, dataset)
+    say = partial(console.print, highlight=False, markup=False, soft_wrap=True)
     if resume:
-        say = partial(console.print, highlight=False, markup=False, soft_wrap=True)
         training.load_state_dict(checkpoint.load_newest(run / "checkpoints", say))
     else:
         if begin is not None:
             begin(training)
         write_json(run / "environment.json", _environment(training, dataset))
     write_json(run / "recipe.json", recipe.as_dict())
-    log = RunLog(run, step=training.step)
+    (run / "checkpoints").mkdir(exist_ok=True)
+    log = RunLog(run, step=training.step, warn=say)
     total_steps = num_steps(recipe, len(dataset.splits["train"]))
     title = f"{recipe.name} on {dataset.name}"
     try:
@@ -94,7 +84,7 @@ def train(
                 display.say(hint)
             _loop(training, dataset, run, log, display, total_steps)
             display.say("evaluating")
-        with _on_stop_signal(lambda number: _interrupt(number, run)):
+        with on_stop_signal(lambda number: _interrupt(number, run)):
             save_model(run / "model.safetensors", training.model, model_card(training, dataset))
             summary = summarise(training, dataset, run, log)
             write_json(run / "summary.json", summary)
@@ -132,6 +122,10 @@ def due(step: int, every: float) -> bool:
     return math.floor(step / every) > math.floor((step - 1) / every)
 
 
+class PicturesLost(UserError):
+    """The data set could not be read any more."""
+
+
 def _loop(
     training: Training,
     dataset: PackedDataset,
@@ -140,26 +134,58 @@ def _loop(
     display: Display,
     total_steps: int,
 ) -> None:
+    stopped: list[int] = []
+    saver = Saver(run / "checkpoints", training.recipe.system.keep_checkpoints)
+    with saver, on_stop_signal(stopped.append):
+        try:
+            _steps(training, dataset, saver, log, display, total_steps, stopped)
+        except PicturesLost as lost:
+            log.write("stop", training.step, reason=str(lost))
+            _save(training, saver)
+            saver.finish()
+            raise UserError(
+                f"{lost}; stopped and saved at step {training.step}: when the pictures are back, "
+                f"go on with: {resume_command(run)}"
+            ) from lost
+        if stopped:
+            log.write("stop", training.step, signal=stopped[0])
+            raise Interrupted(stopped[0], run)
+
+
+def _steps(
+    training: Training,
+    dataset: PackedDataset,
+    saver: Saver,
+    log: RunLog,
+    display: Display,
+    total_steps: int,
+    stopped: list[int],
+) -> None:
+    """Train until the last step or a signal in `stopped`; then all is saved."""
     recipe, system = training.recipe, training.recipe.system
     split = dataset.splits["train"]
     per_epoch = num_batches(recipe, len(split))
     pending = _Pending()
-    stopped: list[int] = []
     last_checkpoint = time.monotonic()
-    if not checkpoint.available(run / "checkpoints"):
-        _save(training, run)
+    if not checkpoint.available(saver.folder):
+        _save(training, saver)
+        saver.finish()
     training.model.train()
-    with _on_stop_signal(stopped.append):
-        began = time.perf_counter()
-        feed = batches(
-            split,
-            recipe,
-            step=training.step,
-            stop=total_steps,
-            threads=system.loader_threads,
-            device=training.device,
-        )
-        for batch in feed:
+    if training.owes_evaluation:
+        _validate(training, dataset, per_epoch, log, display, stopped)
+    if training.owes_evaluation or training.has_ended:
+        return
+    began = time.perf_counter()
+    feed = batches(
+        split,
+        recipe,
+        step=training.step,
+        stop=total_steps,
+        threads=system.loader_threads,
+        device=training.device,
+    )
+    try:
+        for batch in _unless_lost(feed):
             waited = time.perf_counter() - began
             _set_rates(training, per_epoch, log, display)
             images, labels = network_input(training, batch)
@@ -168,24 +194,45 @@ def _loop(
             training.step += 1
             pending.add(training, loss, len(labels), time.perf_counter() - began, waited)
             evaluates = due(training.step, recipe.evaluate.every_epochs * per_epoch)
-            minutes = (time.monotonic() - last_checkpoint) / 60
             stops = bool(stopped)  # looked at once: a later signal is for the next step
-            at_end = training.step == total_steps
-            saves = stops or at_end or minutes >= system.checkpoint_minutes
-            if evaluates or saves or due(training.step, system.log_steps):
+            minutes = (time.monotonic() - last_checkpoint) / 60
+            saves = stops or (minutes >= system.checkpoint_minutes and not saver.busy)
+            ends = training.step == total_steps
+            if evaluates or saves or ends or due(training.step, system.log_steps):
                 pending.flush(training, per_epoch, log, display)
                 _watch(training, pending, images, labels, log, display)
             if evaluates:
-                at_end |= _validate(training, dataset, per_epoch, log, display)
-            if saves or at_end:
-                _save(training, run)
+                _validate(training, dataset, per_epoch, log, display, stopped)
+                stops, ends = stops or training.owes_evaluation, ends or training.has_ended
+            is_best = evaluates and training.best_step == training.step
+            if saves or stops or ends or is_best:
+                _save(training, saver, best=is_best)
                 last_checkpoint = time.monotonic()
-            if stops or (stopped and at_end):
-                log.write("stop", training.step, signal=stopped[0])
-                raise Interrupted(stopped[0], run)
-            if at_end:
-                break
+            if stops or ends:
+                saver.finish()
+                return
+            if (error := saver.error()) is not None:
+                _tell_unsaved(error, training, log, display)
             began = time.perf_counter()
+    except PicturesLost:
+        pending.flush(training, per_epoch, log, display)
+        raise
+
+
+def _unless_lost(feed: Iterator[Batch]) -> Iterator[Batch]:
+    """The batches. Raises PicturesLost where they cannot be read."""
+    try:
+        yield from feed
+    except (UserError, OSError) as error:
+        raise PicturesLost(str(error)) from error
+
+
+def _tell_unsaved(error: UserError, training: Training, log: RunLog, display: Display) -> None:
+    """Nothing saved is lost by going on, and all since then by leaving: so go on, and try again."""
+    minutes = training.recipe.system.checkpoint_minutes
+    message = f"not saved: {error}; training goes on and tries again in {minutes:g} min"
+    log.write("unsaved", training.step, message=message)
+    display.say(message)
 
 
 class _Pending:
@@ -315,24 +362,54 @@ def _tell(stall: Stall, scales: list[LayerScales], log: RunLog, display: Display
 
 
 def _validate(
-    training: Training, dataset: PackedDataset, per_epoch: int, log: RunLog, display: Display
-) -> bool:
+    training: Training,
+    dataset: PackedDataset,
+    per_epoch: int,
+    log: RunLog,
+    display: Display,
+    stopped: list[int],
+) -> None:
     """Evaluate with one view on the validation split, and tell the schedule the error.
 
-    Where the recipe asks for it, on training pictures too. Returns whether training is to end.
+    Where the recipe asks for it, on training pictures too, which may end the training. A signal in
+    `stopped` ends the evaluation: then the training still owes it.
     """
-    errors = _evaluate(training, dataset.splits["val"], per_epoch, log)
+    settings = training.recipe.evaluate
+    splits = [dataset.splits["val"]]
+    if settings.train_pictures:
+        splits.append(first_of(dataset.splits["train"], settings))
+    training.owes_evaluation = True
+    try:
+        found = [_evaluate(training, split, stopped) for split in splits]
+    except _Stop:
+        return
+    except (UserError, OSError) as error:
+        raise PicturesLost(str(error)) from error
+    training.owes_evaluation = False
+    epoch = training.step / per_epoch
+    for predictions in found:
+        log.write(
+            "evaluation",
+            training.step,
+            epoch=epoch,
+            split=predictions.split,
+            views=1,
+            loss=-mean_log_probability(predictions),
+            **score(predictions).as_dict(),
+        )
+    errors = score(found[0])
     display.say(
-        f"epoch {training.step / per_epoch:.1f}: validation error {errors.top1_error:.2%} top-1, "
+        f"epoch {epoch:.1f}: validation error {errors.top1_error:.2%} top-1, "
         f"{errors.top5_error:.2%} top-5 of {errors.images:,} pictures, one view"
     )
-    settings = training.recipe.evaluate
+    if errors.top1_error < training.best_error:
+        training.best_error, training.best_step = errors.top1_error, training.step
     training.schedule.observe(errors.top1_error, settings.every_epochs * per_epoch)
-    if not settings.train_pictures:
-        return False
-    found = _evaluate(training, first_of(dataset.splits["train"], settings), per_epoch, log)
-    display.say(f"training error {found.top1_error:.2%} of {found.images:,} pictures, one view")
-    return found.top1_error <= settings.stop_train_error
+    for errors in map(score, found[1:]):
+        display.say(
+            f"training error {errors.top1_error:.2%} of {errors.images:,} pictures, one view"
+        )
+        training.has_ended = errors.top1_error <= settings.stop_train_error
 
 
 def first_of(split: Split, settings: EvaluateConfig) -> Split:
@@ -343,28 +420,30 @@ def first_of(split: Split, settings: EvaluateConfig) -> Split:
     return Split(split.name, split.images[chosen], split.labels[chosen], sources)
 
 
-def _evaluate(training: Training, split: Split, per_epoch: int, log: RunLog) -> ErrorCount:
+def _evaluate(training: Training, split: Split, stopped: list[int]) -> Predictions:
+    """What the network says with one view. Raises _Stop when there is a signal in `stopped`."""
+
+    def look(done: int, total: int) -> None:
+        if stopped:
+            raise _Stop
+
     training.model.eval()
-    predictions = predict(
-        _logits_of(training),
-        split,
-        training.preprocessing,
-        views=1,
-        batch_size=training.recipe.evaluate.batch_size,
-        device=training.device,
-    )
-    training.model.train()
-    errors = score(predictions)
-    log.write(
-        "evaluation",
-        training.step,
-        epoch=training.step / per_epoch,
-        split=split.name,
-        views=1,
-        loss=-mean_log_probability(predictions),
-        **errors.as_dict(),
-    )
-    return errors
+    try:
+        return predict(
+            _logits_of(training),
+            split,
+            training.preprocessing,
+            views=1,
+            batch_size=training.recipe.evaluate.batch_size,
+            device=training.device,
+            progress=look,
+        )
+    finally:
+        training.model.train()
+
+
+class _Stop(Exception):
+    """Ends an evaluation."""
 
 
 def _logits_of(training: Training) -> Callable[[Tensor], Tensor]:
@@ -375,17 +454,25 @@ def _logits_of(training: Training) -> Callable[[Tensor], Tensor]:
     return logits
 
 
-def _save(training: Training, run: Path) -> None:
-    """Save a checkpoint. Raises Diverged, and keeps the last, where weights are not finite.
+def _save(training: Training, saver: Saver, *, best: bool = False) -> None:
+    """Have a checkpoint saved. Raises Diverged, and keeps the last, where weights are not finite.
 
     The loss of a step is of the weights before it: it cannot tell what the step itself did.
     """
-    if not all(bool(weight.isfinite().all()) for weight in training.model.parameters()):
+    if not all_finite(training.model.parameters()):
         raise Diverged(
             f"step {training.step}: weights are no longer finite; the last checkpoint is kept"
         )
-    folder, keep = run / "checkpoints", training.recipe.system.keep_checkpoints
-    checkpoint.save(folder, training.step, training.state_dict(), keep=keep)
+    saver.save(training.state_dict(), best=best)
+
+
+@torch.no_grad()
+def all_finite(tensors: Iterable[Tensor]) -> bool:
+    """Whether every number is: by sums, which a NaN or an infinity spoils and one look can tell."""
+    tensors = list(tensors)
+    if bool(torch.stack([tensor.sum() for tensor in tensors]).isfinite().all()):
+        return True
+    return all(bool(tensor.isfinite().all()) for tensor in tensors)  # or a sum that overflowed
 
 
 def model_card(training: Training, dataset: PackedDataset) -> ModelCard:
@@ -455,24 +542,6 @@ def _environment(training: Training, dataset: PackedDataset) -> dict[str, Any]:
             "left_out": len(dataset.left_out),
         },
     }
-
-
-@contextmanager
-def _on_stop_signal(handle: Callable[[int], None]) -> Iterator[None]:
-    """Hand SIGINT or SIGTERM over instead of dying of the first; a second is not held back."""
-    previous: dict[int, Any] = {}
-
-    def note(number: int, frame: FrameType | None) -> None:
-        signal.signal(number, previous[number])
-        handle(number)
-
-    for kind in (signal.SIGINT, signal.SIGTERM):
-        previous[kind] = signal.signal(kind, note)
-    try:
-        yield
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
 
 
 def _interrupt(number: int, run: Path) -> NoReturn:
