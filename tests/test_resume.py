@@ -159,12 +159,17 @@ def test_the_handlers_of_signals_are_put_back(
     assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
 
 
+@pytest.mark.parametrize("views", [1, 10])
 def test_a_training_stopped_while_it_evaluates_at_the_end_goes_on(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, whole: Callable[..., Path]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, whole: Callable[..., Path], views: int
 ) -> None:
-    def stop(*arguments: Any, **settings: Any) -> None:
-        os.kill(os.getpid(), signal.SIGTERM)
-        time.sleep(60)
+    evaluate = train.evaluate_runs
+
+    def stop(*arguments: Any, **settings: Any) -> Any:
+        if settings["views"] == views:
+            os.kill(os.getpid(), signal.SIGUSR1)
+            time.sleep(60)
+        return evaluate(*arguments, **settings)
 
     run = tmp_path / "run"
     with monkeypatch.context() as patch:

@@ -36,12 +36,18 @@ class RunLog:
     TensorBoard, which log.jsonl can replace, is given up.
     """
 
-    def __init__(self, run: Path, *, step: int = 0, warn: Callable[[str], None]) -> None:
-        """Events after `step` are dropped first: they belong to work that will be done again."""
+    def __init__(
+        self, run: Path, *, step: int = 0, owes: bool = False, warn: Callable[[str], None]
+    ) -> None:
+        """Events of work that will be done again are dropped first.
+
+        That is all after `step`, the evaluations at the end if it ended there, and every evaluation
+        of this step if the training `owes` it.
+        """
         from torch.utils.tensorboard import SummaryWriter
 
         self.path, self.warn = run / "log.jsonl", warn
-        kept = [event for event in read_log(self.path) if event.get("step", 0) <= step]
+        kept = [event for event in read_log(self.path) if not _is_redone(event, step, owes)]
         write_text(self.path, "".join(_line(event) for event in kept))
         self.file = self.path.open("ab", buffering=0)
         self.unwritten = b""
@@ -112,6 +118,13 @@ def read_log(path: Path) -> list[dict[str, Any]]:
         if isinstance(event, dict):
             events.append(event)
     return events
+
+
+def _is_redone(event: dict[str, Any], step: int, owes: bool) -> bool:
+    at = event.get("step", 0)
+    if event.get("event") == "evaluation" and at == step:
+        return owes or "final" in event
+    return bool(at > step)
 
 
 def _line(event: dict[str, Any]) -> str:

@@ -70,7 +70,7 @@ def train(
         write_json(run / "environment.json", _environment(training, dataset))
     write_json(run / "recipe.json", recipe.as_dict())
     (run / "checkpoints").mkdir(exist_ok=True)
-    log = RunLog(run, step=training.step, warn=say)
+    log = RunLog(run, step=training.step, owes=training.owes_evaluation, warn=say)
     total_steps = num_steps(recipe, len(dataset.splits["train"]))
     title = f"{recipe.name} on {dataset.name}"
     try:
@@ -173,6 +173,9 @@ def _steps(
     training.model.train()
     if training.owes_evaluation:
         _validate(training, dataset, per_epoch, log, display, stopped)
+        if not training.owes_evaluation:
+            _save(training, saver, best=training.best_step == training.step)
+            saver.finish()
     if training.owes_evaluation or training.has_ended:
         return
     began = time.perf_counter()
@@ -513,6 +516,7 @@ def summarise(training: Training, dataset: PackedDataset, run: Path, log: RunLog
                 epoch=training.step / per_epoch,
                 split=split,
                 views=views,
+                final=True,
                 **counts,
             )
     measured = training.rates[WARM_UP_STEPS:] or training.rates
