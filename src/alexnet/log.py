@@ -66,7 +66,8 @@ class RunLog:
             self.warn(f"{explain_os_error(error, self.path)}; its lines are kept until they can be")
         self.warned = error is not None
         for name, value in values.items():
-            if isinstance(value, int | float) and event in ("step", "evaluation"):
+            number = isinstance(value, int | float) and not isinstance(value, bool)
+            if number and event in ("step", "evaluation"):
                 views = f"_{values['views']}" if event == "evaluation" else ""
                 self._draw(f"{event}{views}/{name}", value, step)
 
