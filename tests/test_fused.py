@@ -30,7 +30,7 @@ TOLERANCE = {torch.float32: 3e-6, torch.bfloat16: 2.0**-8}
 @pytest.fixture(autouse=True)
 def _kernels() -> None:
     try:
-        native.library()
+        native.compiled("fused.cpp")
     except UserError as error:
         pytest.skip(str(error))
 

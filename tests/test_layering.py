@@ -17,6 +17,7 @@ LEVELS = [
     {"augment", "files", "likeness", "networks", "optim", "schedule", "shapes", "tables"}
     | {"workers"},
     {"native"},
+    {"chain_op"},
     {"fused"},
     {"checkpoint", "config", "differences", "drawing", "listing", "log", "model", "packing"},
     {"archives", "describe", "examine", "pictures", "recipes", "saving", "trained"},

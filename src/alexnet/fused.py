@@ -4,30 +4,26 @@
 norm, a max pool and a ReLU, each where it is there, in this order. `apply` runs a chain: fused
 (`fused.cpp` on a CPU) where that is possible, else by the plain functions of `layers.py`, which it
 equals up to rounding. The kernels compute in float32, save the input and one byte per window, and
-go through `torch.library`, so that `torch.compile` and autograd see one operation.
+are one operation to autograd and to `torch.compile`.
 
-Not here: compiling and calling the library (`native.py`).
+Not here: that operation (`chain_op.py`).
 """
 
 import functools
 import os
 import sys
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from alexnet import layers, native
+from alexnet import chain_op, layers, native
 from alexnet.errors import UserError
 from alexnet.networks import Pool, ResponseNorm, SpatialNorm, Step
 
 Kernels = Literal["auto", "fused", "plain"]
-
-# A window's position is one byte, of which 255 means none; and a unit is gathered from at most 16.
-MOST_PIXELS = 254
-MOST_WINDOWS = 16
 
 
 @dataclass(frozen=True)
@@ -97,7 +93,7 @@ def apply(chain: Chain, x: Tensor, columns: int, kernels: Kernels = "auto") -> T
     if not (is_fusable(chain, x, columns) and has_kernels(x.device.type, kernels)):
         return chain.plain(x, columns)
     norm, pool = chain.norm, chain.pool
-    y: Tensor = _chain(
+    y: Tensor = chain_op.chain(
         x.contiguous(memory_format=torch.channels_last),
         chain.relu_before,
         {type(None): 0, ResponseNorm: 1, SpatialNorm: 2}[type(norm)],
@@ -117,7 +113,7 @@ def apply(chain: Chain, x: Tensor, columns: int, kernels: Kernels = "auto") -> T
 def is_fusable(chain: Chain, x: Tensor, columns: int) -> bool:
     """Whether the kernels take this chain for this tensor."""
     norm, pool = chain.norm, chain.pool
-    if x.ndim != 4 or x.dtype not in native.DTYPES or x.shape[1] % columns:
+    if x.ndim != 4 or x.dtype not in chain_op.DTYPES or x.shape[1] % columns:
         return False
     if isinstance(norm, SpatialNorm) or (norm is not None and not _is_normal(norm)):
         return False
@@ -133,8 +129,8 @@ def _is_overlapping(pool: Pool, side_px: int) -> bool:
     return (
         pool.kind == "max"
         and pool.stride <= pool.size <= side_px
-        and pool.size**2 <= MOST_PIXELS
-        and windows**2 <= MOST_WINDOWS
+        and pool.size**2 <= chain_op.MOST_PIXELS
+        and windows**2 <= chain_op.MOST_WINDOWS
     )
 
 
@@ -163,127 +159,8 @@ def _from_environment() -> str:
 def _reason_against() -> str:
     """Why the CPU's kernels cannot be had, said once; empty if they can."""
     try:
-        native.library()
+        native.compiled("fused.cpp")
     except UserError as error:
         print(f"alexnet: slower norms and pools: {error}", file=sys.stderr)
         return str(error)
     return ""
-
-
-# --- The operation ------------------------------------------------------------------------------
-
-
-@torch.library.custom_op("alexnet::chain", mutates_args=(), device_types="cpu")
-def _chain(
-    x: Tensor,
-    relu_before: bool,
-    norm: int,
-    size: int,
-    alpha: float,
-    beta: float,
-    k: float,
-    columns: int,
-    pool_size: int,
-    pool_stride: int,
-    relu_after: bool,
-    training: bool,
-) -> tuple[Tensor, Tensor]:
-    """(chain of x, positions of the largest units; empty unless there is a pool and training)."""
-    arguments = (relu_before, norm, size, alpha, beta, k, columns, pool_size, pool_stride)
-    y, index = _outputs(x, pool_size, pool_stride, training)
-    described = _describe(x, *arguments, relu_after)
-    native.library().forward(described, x, y, index if index.numel() else None)
-    return y, index
-
-
-@_chain.register_fake
-def _(x: Tensor, *settings: Any) -> tuple[Tensor, Tensor]:
-    *_, pool_size, pool_stride, _, training = settings
-    return _outputs(x, pool_size, pool_stride, training)
-
-
-@torch.library.custom_op("alexnet::chain_backward", mutates_args=(), device_types="cpu")
-def _chain_backward(
-    dy: Tensor,
-    x: Tensor,
-    index: Tensor,
-    relu_before: bool,
-    norm: int,
-    size: int,
-    alpha: float,
-    beta: float,
-    k: float,
-    columns: int,
-    pool_size: int,
-    pool_stride: int,
-    relu_after: bool,
-) -> Tensor:
-    arguments = (relu_before, norm, size, alpha, beta, k, columns, pool_size, pool_stride)
-    dx = torch.empty_like(x)
-    described = _describe(x, *arguments, relu_after)
-    dy = dy.to(x.dtype).contiguous(memory_format=torch.channels_last)
-    native.library().backward(described, dy, x, index if index.numel() else None, dx)
-    return dx
-
-
-@_chain_backward.register_fake
-def _(dy: Tensor, x: Tensor, *_: Any) -> Tensor:
-    return torch.empty_like(x)
-
-
-def _setup_context(ctx, inputs, output):  # type: ignore[no-untyped-def]
-    x, *arguments, _ = inputs
-    ctx.save_for_backward(x, output[1])
-    ctx.mark_non_differentiable(output[1])
-    ctx.arguments = arguments
-
-
-def _backward(ctx, dy, _):  # type: ignore[no-untyped-def]
-    x, index = ctx.saved_tensors
-    return _chain_backward(dy, x, index, *ctx.arguments), *([None] * (len(ctx.arguments) + 1))
-
-
-_chain.register_autograd(_backward, setup_context=_setup_context)
-
-
-def _outputs(x: Tensor, size: int, stride: int, training: bool) -> tuple[Tensor, Tensor]:
-    if not size:
-        return torch.empty_like(x), x.new_empty(0, dtype=torch.uint8)
-    rows, columns = (-(-(px - size) // stride) + 1 for px in x.shape[2:])
-    shape = (*x.shape[:2], rows, columns)
-    y = x.new_empty(shape).contiguous(memory_format=torch.channels_last)
-    index = y.new_empty(y.numel() if training else 0, dtype=torch.uint8)
-    return y, index
-
-
-def _describe(
-    x: Tensor,
-    relu_before: bool,
-    norm: int,
-    size: int,
-    alpha: float,
-    beta: float,
-    k: float,
-    columns: int,
-    pool_size: int,
-    pool_stride: int,
-    relu_after: bool,
-) -> native.Chain:
-    images, maps, height, width = x.shape
-    return native.Chain(
-        images=images,
-        height=height,
-        width=width,
-        maps=maps,
-        columns=columns,
-        norm=norm,
-        size=size,
-        pool_size=pool_size,
-        pool_stride=pool_stride,
-        relu_before=relu_before,
-        relu_after=relu_after,
-        threads=torch.get_num_threads(),
-        alpha=alpha,
-        beta=beta,
-        k=k,
-    )
