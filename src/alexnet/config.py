@@ -18,9 +18,13 @@ from alexnet.schedule import ScheduleConfig
 
 @dataclass(frozen=True, kw_only=True)
 class NetworkConfig:
-    """Section 3. `dropout`: as "described" in the network, or made "plain", "inverted", "none"."""
+    """Section 3. `dropout`: as "described" in the network, or made "plain", "inverted", "none".
+
+    `weights`: a weights file or run to start from, by layer names and shapes; "": fresh ones.
+    """
 
     name: str = "paper"
+    weights: str = ""
     dropout: Literal["described", "plain", "inverted", "none"] = "described"
 
 
@@ -56,7 +60,11 @@ class AugmentConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class OptimizerConfig:
-    """Section 5. `layer_weight_decay` overrides by layer or prefix, as "conv:0.004,fc:0.03"."""
+    """Section 5. `layer_weight_decay` overrides by layer or prefix, as "conv:0.004,fc:0.03".
+
+    `layer_lr` multiplies the rates of layers, as "conv:0.1,fc8:10"; `frozen` layers ("conv1,conv2")
+    do not learn at all.
+    """
 
     lr: float = 0.01
     bias_lr: float = 0.01
@@ -64,6 +72,8 @@ class OptimizerConfig:
     weight_decay: float = 0.0005
     bias_weight_decay: float = 0.0005
     layer_weight_decay: str = ""
+    layer_lr: str = ""
+    frozen: str = ""
     batch_size: int = 128
 
 
@@ -127,8 +137,19 @@ class Recipe:
     @property
     def layer_weight_decay(self) -> dict[str, float]:
         """The overrides as {layer or prefix: value}."""
-        pairs = [pair.partition(":") for pair in self.optimizer.layer_weight_decay.split(",")]
-        return {layer.strip(): float(value) for layer, _, value in pairs if layer.strip()}
+        return _by_layer(self.optimizer.layer_weight_decay)
+
+    @property
+    def layer_lr(self) -> dict[str, float]:
+        """Factors of the rates as {layer or prefix: value}; 0 where a layer is frozen."""
+        frozen = [layer.strip() for layer in self.optimizer.frozen.split(",")]
+        return _by_layer(self.optimizer.layer_lr) | {layer: 0.0 for layer in frozen if layer}
+
+
+def _by_layer(text: str) -> dict[str, float]:
+    """ "conv:0.004,fc:0.03" as a dictionary."""
+    pairs = [pair.partition(":") for pair in text.split(",")]
+    return {layer.strip(): float(value) for layer, _, value in pairs if layer.strip()}
 
 
 SECTIONS = ("network", "data", "augment", "optimizer", "schedule", "evaluate", "system")
@@ -235,15 +256,14 @@ def check(recipe: Recipe) -> Recipe:
         bad = [0]
     if bad:
         raise UserError(f'evaluate.views is "1", "10" or "1,10"; not {recipe.evaluate.views!r}')
-    try:
-        decays = list(recipe.layer_weight_decay.values())
-    except ValueError:
-        decays = [-1.0]
-    if any(not 0 <= decay < float("inf") for decay in decays):
-        raise UserError(
-            "optimizer.layer_weight_decay is a list like conv:0.004,fc:0.03; "
-            f"not {recipe.optimizer.layer_weight_decay!r}"
-        )
+    for name in ("layer_weight_decay", "layer_lr"):
+        text = getattr(recipe.optimizer, name)
+        try:
+            values = list(_by_layer(text).values())
+        except ValueError:
+            values = [-1.0]
+        if any(not 0 <= value < float("inf") for value in values):
+            raise UserError(f"optimizer.{name} is a list like conv:0.004,fc:0.03; not {text!r}")
     return recipe
 
 

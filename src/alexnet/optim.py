@@ -162,6 +162,7 @@ def parameter_groups(
     weight_decay: float = 0.0005,
     bias_decay: float = 0.0,
     layer_weight_decay: Mapping[str, float] | None = None,
+    layer_lr: Mapping[str, float] | None = None,
 ) -> list[dict[str, Any]]:
     """Groups for `PaperSGD`, one for the weights and one for the biases of each layer.
 
@@ -172,23 +173,28 @@ def parameter_groups(
             weights, no decay.
         layer_weight_decay: decay of the weights of the layers whose name begins with a key,
             e.g. `{"conv": 0.004, "fc": 0.03}`; the longest key that fits decides.
+        layer_lr: factor of both rates of such layers; 0 freezes them.
 
     Returns:
         Groups in the order of the model, with the keys `params`, `lr`, `weight_decay`, and for
         schedules and logs `layer` ("conv1"), `kind` ("weight" or "bias") and `base_lr`.
 
     Raises:
-        UserError: a key of `layer_weight_decay` fits no layer.
+        UserError: a key of `layer_weight_decay` or `layer_lr` fits no layer, or all are frozen.
     """
-    overrides = dict(layer_weight_decay or {})
+    overrides, factors = dict(layer_weight_decay or {}), dict(layer_lr or {})
     parameters = dict(model.named_parameters())
-    _check_keys(overrides, {name.rpartition(".")[0] for name in parameters})
+    layers = {name.rpartition(".")[0] for name in parameters}
+    _check_keys("weight decay", overrides, layers)
+    _check_keys("a rate", factors, layers)
+    if all(_longest_fit(layer, factors, 1.0) == 0 for layer in layers):
+        raise UserError("every layer is frozen: nothing would be learned")
     groups: list[dict[str, Any]] = []
     for name, parameter in parameters.items():
         layer, _, kind = name.rpartition(".")
         assert kind in ("weight", "bias"), f"{name} is neither a weight nor a bias"
         is_bias = kind == "bias"
-        rate = bias_lr if is_bias else lr
+        rate = (bias_lr if is_bias else lr) * _longest_fit(layer, factors, 1.0)
         decay = bias_decay if is_bias else _longest_fit(layer, overrides, weight_decay)
         group = {"params": [parameter], "lr": rate, "weight_decay": decay}
         groups.append(group | {"layer": layer, "kind": kind, "base_lr": rate})
@@ -197,11 +203,11 @@ def parameter_groups(
     return groups
 
 
-def _check_keys(overrides: Mapping[str, float], layers: Iterable[str]) -> None:
+def _check_keys(what: str, overrides: Mapping[str, float], layers: Iterable[str]) -> None:
     layers = sorted(layers)
     for key in overrides:
         if not any(layer.startswith(key) for layer in layers):
-            raise UserError(f"weight decay is set for {key!r}, but no layer{suggest(key, layers)}")
+            raise UserError(f"{what} is set for {key!r}, but no layer{suggest(key, layers)}")
 
 
 def _longest_fit(layer: str, overrides: Mapping[str, float], default: float) -> float:

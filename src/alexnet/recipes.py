@@ -59,6 +59,20 @@ def pictures() -> Recipe:
     return replace(recipe, name="pictures", base="source-2012")
 
 
+def finetune() -> Recipe:
+    """Another network's weights, for pictures of one's own: `alexnet train DATA --from MODEL`.
+
+    The rates of run 146-2012-2011, which took a network of 22,000 classes to 1,000 (the paper's
+    "1 CNN*"): a tenth of a fresh training's, conv1 slower and soon frozen, new layers faster.
+    """
+    recipe = diff(
+        pictures(),
+        optimizer={"lr": 0.001, "bias_lr": 0.002},
+        schedule={"kind": "epochs", "table": "source-finetune", "epochs": 20.0},
+    )
+    return replace(recipe, name="finetune", base="pictures")
+
+
 def imagenette() -> Recipe:
     """`pictures` for Imagenette's 9,469 pictures: a shorter training, on a linear schedule."""
     recipe = diff(pictures(), schedule={"kind": "linear", "epochs": 40.0, "factor": 100.0})
@@ -163,6 +177,7 @@ RECIPES: dict[str, Callable[[], Recipe]] = {
     "source-2012": source_2012,
     "source-2010": source_2010,
     "pictures": pictures,
+    "finetune": finetune,
     "imagenette": imagenette,
     "shapes": shapes,
     "cifar10-80sec": cifar10_80sec,

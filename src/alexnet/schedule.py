@@ -53,9 +53,12 @@ class Rates:
     noise: float = 0.0
     reason: str = "constant"
 
-    def share(self, layer: str, kind: str) -> float:
-        """Return the share for a layer's "weight" or "bias". A frozen layer's biases are too."""
-        own = self.layers.get(layer)
+    def share(self, layer: str, kind: str, *, new: bool = False) -> float:
+        """Return the share for a layer's "weight" or "bias". A frozen layer's biases are too.
+
+        Layers that are `new` beside copied ones may have a share of their own, under "new".
+        """
+        own = self.layers.get(layer, self.layers.get("new") if new else None)
         if kind == "bias":
             return 0.0 if own == 0 else self.biases
         return self.weights if own is None else own
@@ -63,7 +66,10 @@ class Rates:
 
 @dataclass(frozen=True)
 class Change:
-    """From `epoch` on, `what` has this value. `what`: weights, biases, colour_noise or a layer."""
+    """From `epoch` on, `what` has this value.
+
+    `what`: weights, biases, colour_noise, a layer, or "new": the layers that were not copied.
+    """
 
     epoch: float
     what: str
@@ -124,6 +130,21 @@ TABLES = {
     # Run 148, no response normalisation.
     "source-no-lrn": _by_hand(
         tenth=22, hundredth=44, conv1_low=69, conv1_frozen=73, last=86, end=97
+    ),
+    # Run 146-2012-2011, the paper's "1 CNN*": everything copied but fc8, as shares of 0.001. The new
+    # layer got 0.01 after 300 of the 1,251 batch files of an epoch.
+    "source-finetune": Table(
+        54,
+        (
+            Change(0, "conv1", 1 / 10),
+            Change(300 / 1251, "new", 10),
+            Change(5, "conv1", 1 / 100),
+            Change(7, "conv1", 0),
+            Change(9, "new", 1),
+            *(Change(22, what, 1 / 10) for what in ("weights", "new")),
+            Change(38, "colour_noise", 0),
+            *(Change(42, what, 1 / 100) for what in ("weights", "new")),
+        ),
     ),
     # Ours: of this net the source says only that it reaches 26 % in 80 seconds.
     "cifar10-80sec": Table(20, _all_rates(16, 1 / 10) + _all_rates(18, 1 / 100)),
@@ -368,7 +389,9 @@ def set_rates(
     gradient and the decay of one step.) A recipe with noise needs a generator.
     """
     for group in groups:
-        group["lr"] = group["base_lr"] * rates.share(group["layer"], group["kind"])
+        group["lr"] = group["base_lr"] * rates.share(
+            group["layer"], group["kind"], new=group.get("new", False)
+        )
         if rates.noise:
             assert generator is not None, "rates with noise need a generator"
             group["lr"] *= noise_factor(rates.noise, generator)

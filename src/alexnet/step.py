@@ -46,6 +46,7 @@ class Training:
     reason: str = "start"
     seconds: float = 0.0
     wait_seconds: float = 0.0
+    origin: dict[str, Any] = field(default_factory=dict)  # of the weights, for the model card
     rates: list[float] = field(default_factory=list)  # images per second, each step
     best_error: float = math.inf  # of the validation pictures, one view, and where it was
     best_step: int = 0
@@ -124,6 +125,7 @@ def start(recipe: Recipe, dataset: PackedDataset) -> Training:
         weight_decay=settings.weight_decay,
         bias_decay=settings.bias_weight_decay,
         layer_weight_decay=recipe.layer_weight_decay,
+        layer_lr=recipe.layer_lr,
     )
     basis = None
     if recipe.augment.colour != "none":

@@ -8,7 +8,7 @@ cannot be fed wrongly preprocessed pictures.
 import hashlib
 import json
 import struct
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,8 @@ class ModelCard:
     network: its name; dropout: the convention, where it was not the network's own.
     eigenvalues (3,) and eigenvectors (3, 3): the colour PCA of the training set, 0..255 units.
     views: the evaluation protocol of the run, e.g. (1, 10).
+    origin: where the weights came from before: what they were fine-tuned or converted from, with
+    its sha256; empty for a network trained from fresh weights.
     """
 
     network: str
@@ -46,6 +48,7 @@ class ModelCard:
     eigenvalues: Tensor
     eigenvectors: Tensor
     views: tuple[int, ...]
+    origin: dict[str, Any] = field(default_factory=dict)
 
     @property
     def num_classes(self) -> int:
@@ -74,6 +77,8 @@ def save_model(path: Path, model: AlexNet, card: ModelCard) -> None:
         "input_scale": "0..255, less the mean image",
         "views": card.views,
     }
+    if card.origin:
+        described["origin"] = card.origin
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     described["sha256"] = _checksum(described, tensors)
     # One text alone: several come in any order, and equal weights would not be equal files.
@@ -143,6 +148,7 @@ def _card(described: dict[str, Any], statistics: dict[str, Tensor]) -> ModelCard
         eigenvalues=statistics["eigenvalues"],
         eigenvectors=statistics["eigenvectors"],
         views=tuple(described["views"]),
+        origin=dict(described.get("origin", {})),
     )
 
 
