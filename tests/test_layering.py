@@ -24,6 +24,7 @@ LEVELS = [
     {"audit", "dataset", "gather", "imagenet", "weights"},
     {"contact", "kinds", "loader", "predictions"},
     {"results", "retrieval", "sources", "step"},
+    {"finetune"},
     {"prepare"},
     {"builtin", "stream"},
     {"opening"},

@@ -166,6 +166,13 @@ BY_HAND = [
     ("source-no-lrn", 69, 73, 1e-4, 1e-5, False),
     ("source-no-lrn", 73, 86, 1e-4, 0.0, False),
     ("source-no-lrn", 86, 97, 1e-5, 0.0, False),
+    # A tenth of these: that training began with 0.001.
+    ("source-finetune", 0, 5, 1e-2, 1e-3, True),
+    ("source-finetune", 5, 7, 1e-2, 1e-4, True),
+    ("source-finetune", 7, 22, 1e-2, 0.0, True),
+    ("source-finetune", 22, 38, 1e-3, 0.0, True),
+    ("source-finetune", 38, 42, 1e-3, 0.0, False),
+    ("source-finetune", 42, 54, 1e-4, 0.0, False),
     ("cifar10-80sec", 0, 16, 1e-2, 1e-2, True),
     ("cifar10-80sec", 16, 18, 1e-3, 1e-3, True),
     ("cifar10-80sec", 18, 20, 1e-4, 1e-4, True),

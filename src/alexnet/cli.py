@@ -107,6 +107,7 @@ def train(
     set_: Settings = (),
     run: Path | None = None,
     resume: bool = False,
+    from_: Annotated[Path | None, arg(name="from")] = None,
     epochs: float | None = None,
     max_steps: int | None = None,
     batch_size: int | None = None,
@@ -125,6 +126,8 @@ def train(
         recipe: name of a recipe. Default: shapes without DATA, pictures for a folder.
         set_: one setting of the recipe, e.g. optimizer.lr=0.005; may be repeated.
         run: folder for everything about this training. Default: runs/<recipe>, numbered.
+        from_: a weights file or run to fine-tune: layers are copied by name and shape, the last one
+            is new where the classes differ. Default recipe: finetune, with that network.
         resume: go on where the training in --run was stopped.
         epochs: passes through the training pictures.
         max_steps: stop after so many minibatches.
@@ -140,7 +143,14 @@ def train(
 
     if resume and run is None:
         raise UserError("--resume needs the run to go on with: --resume --run DIR")
-    begun = _begun_recipe(run, data) if resume and run else _chosen_recipe(data, recipe)
+    if resume and from_:
+        raise UserError("--from begins a training, --resume goes on with one: not both")
+    if resume and run:
+        begun = _begun_recipe(run, data)
+    elif from_:
+        begun = _finetuning_recipe(data, recipe, from_)
+    else:
+        begun = _chosen_recipe(data, recipe)
     flags = {
         "schedule.epochs": epochs,
         "system.max_steps": max_steps,
@@ -209,6 +219,25 @@ def _chosen_recipe(data: str | None, name: str | None) -> "Recipe":
             f"recipe {recipe.name} needs pictures: alexnet train DATA --recipe {recipe.name}"
         )
     return recipe
+
+
+def _finetuning_recipe(data: str | None, name: str | None, weights: Path) -> "Recipe":
+    """That of the name, else `finetune` with the network and the sizes of the weights."""
+    from alexnet.config import diff
+    from alexnet.weights import load
+
+    card = load(weights).card
+    recipe = diff(_chosen_recipe(data, name or "finetune"), network={"weights": str(weights)})
+    if name:
+        return recipe
+    found = card.preprocessing
+    return diff(
+        recipe,
+        network={"name": card.network, "dropout": card.dropout},
+        data={"image_px": found.image_px},
+        augment={"crop_px": found.crop_px, "mean": found.mean_at},
+        evaluate={"views": ",".join(map(str, card.views))},
+    )
 
 
 def _begun_recipe(run: Path, data: str | None) -> "Recipe":

@@ -1,8 +1,9 @@
-"""Training that begins with another network's weights (Section 6, "1 CNN*"; initw.py of the source).
+"""Training that begins with another network's weights (Section 6, "1 CNN*"; initw.py of 2012).
 
-Layers are copied by name and shape. The last one is new where the classes differ, and so is any
-layer that the other network has not, or in another shape: as when run 146 got the conv1 to conv5
-of run 145 and a conv6 of its own. Velocities begin at zero. The mean image and the colour
+Layers are copied by name and shape, up to the first that the other network has not, or in another
+shape: what stands behind a new layer is new too, as when run 146 got the conv1 to conv5 of run
+145, and a conv6 and fully connected layers of its own. The last layer is new where the classes
+differ. Velocities begin at zero. The mean image and the colour
 components are those of the new training pictures, as in the 2012 source, where they came with
 the data set and not with the weights.
 
@@ -54,7 +55,7 @@ def begin_from(training: Training, weights: str, class_ids: Sequence[str]) -> No
 
 @torch.no_grad()
 def copy_layers(model: AlexNet, source: TrainedAlexNet, class_ids: Sequence[str]) -> list[str]:
-    """Copy each layer that fits, and return their names.
+    """Copy the layers up to the first that does not fit, and return their names.
 
     The last layer fits only if it is for the same classes; in another order, its rows are moved.
     """
@@ -63,11 +64,11 @@ def copy_layers(model: AlexNet, source: TrainedAlexNet, class_ids: Sequence[str]
     for layer in model.layer_names:
         names = [name for name in own if name.rpartition(".")[0] == layer]
         if any(name not in other or other[name].shape != own[name].shape for name in names):
-            continue
+            break
         rows = None
         if layer == model.layer_names[-1]:
             if set(class_ids) != set(source.card.class_ids):
-                continue
+                break
             rows = torch.tensor([source.card.class_ids.index(name) for name in class_ids])
         for name in names:
             own[name].copy_(other[name] if rows is None else other[name][rows])

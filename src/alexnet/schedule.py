@@ -131,8 +131,8 @@ TABLES = {
     "source-no-lrn": _by_hand(
         tenth=22, hundredth=44, conv1_low=69, conv1_frozen=73, last=86, end=97
     ),
-    # Run 146-2012-2011, the paper's "1 CNN*": everything copied but fc8, as shares of 0.001. The new
-    # layer got 0.01 after 300 of the 1,251 batch files of an epoch.
+    # Run 146-2012-2011, the paper's "1 CNN*": everything copied but fc8, as shares of 0.001. The
+    # new layer got 0.01 after 300 of the 1,251 batch files of an epoch.
     "source-finetune": Table(
         54,
         (

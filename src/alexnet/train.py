@@ -26,7 +26,8 @@ from alexnet.config import EvaluateConfig, Recipe
 from alexnet.dataset import PackedDataset, Split
 from alexnet.errors import UserError
 from alexnet.evaluate import evaluate_runs
-from alexnet.files import write_json
+from alexnet.files import read_json, write_json
+from alexnet.finetune import begin_from, told
 from alexnet.loader import Batch, batches, num_batches
 from alexnet.log import Display, RunLog, environment
 from alexnet.predictions import Predictions, mean_log_probability, predict, score
@@ -64,7 +65,10 @@ def train(
     say = partial(console.print, highlight=False, markup=False, soft_wrap=True)
     if resume:
         training.load_state_dict(checkpoint.load_newest(run / "checkpoints", say))
+        training.origin = dict(read_json(run / "environment.json").get("from", {}))
     else:
+        if recipe.network.weights:
+            begin_from(training, recipe.network.weights, dataset.class_ids)
         if begin is not None:
             begin(training)
         write_json(run / "environment.json", _environment(training, dataset))
@@ -80,6 +84,8 @@ def train(
             if training.step >= total_steps:
                 more = "a larger --max-steps (0: all epochs) or --epochs trains on"
                 display.say(f"all {total_steps:,} steps are done; {more}")
+            if training.origin:
+                display.say(told(training.origin))
             if hint := _too_few(recipe, dataset, total_steps):
                 display.say(hint)
             _loop(training, dataset, run, log, display, total_steps)
@@ -106,7 +112,8 @@ def num_steps(recipe: Recipe, num_images: int) -> int:
 
 def _too_few(recipe: Recipe, dataset: PackedDataset, total_steps: int) -> str:
     """What to tell somebody whose pictures are too few for the full-size network; else ""."""
-    if recipe.network.name == "small" or recipe.system.max_steps or total_steps >= FEWEST_STEPS:
+    soon = recipe.network.name == "small" or bool(recipe.network.weights)
+    if soon or recipe.system.max_steps or total_steps >= FEWEST_STEPS:
         return ""
     images = len(dataset.splits["train"])
     epochs = math.ceil(FEWEST_STEPS / num_batches(recipe, images))
@@ -490,6 +497,7 @@ def model_card(training: Training, dataset: PackedDataset) -> ModelCard:
         eigenvalues=torch.from_numpy(found.eigenvalues),
         eigenvectors=torch.from_numpy(found.eigenvectors),
         views=recipe.views,
+        origin=training.origin,
     )
 
 
@@ -539,6 +547,7 @@ def _environment(training: Training, dataset: PackedDataset) -> dict[str, Any]:
     return {
         **environment(training.device),
         "data_path": str(dataset.path.resolve()),
+        **({"from": training.origin} if training.origin else {}),
         "dataset": {
             "name": dataset.name,
             "classes": len(dataset.class_names),
