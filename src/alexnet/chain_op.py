@@ -20,6 +20,7 @@ DTYPES = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
 # A window's position is one byte, of which 255 means none; and a unit is gathered from at most 16.
 MOST_PIXELS = 254
 MOST_WINDOWS = 16
+MOST_SIZE = 9  # of a norm: half of it fits the narrowest vectors, of four floats
 
 
 class _Chain(ctypes.Structure):

@@ -103,32 +103,35 @@ inline F load(const bfloat16* from) { return widen(read<H>(from)); }
 inline void store(float* to, F value) { write(to, value); }
 inline void store(bfloat16* to, F value) { write(to, narrow(value)); }
 
-// The first `count` lanes: at the end of a column whose maps are no multiple of L.
-template <class T>
+// The first `count` lanes: fewer than L at the end of a column whose maps are no multiple of L.
+// WHOLE promises that there is no such end, which halves the time of the backward pass.
+template <bool WHOLE = false, class T>
 inline F load(const T* from, int64_t count) {
-    if (__builtin_expect(count >= L, 1)) return load(from);
+    if (WHOLE || __builtin_expect(count >= L, 1)) return load(from);
     T lanes[L] = {};
     std::memcpy(lanes, from, count * sizeof(T));
     return load(lanes);
 }
 
-template <class T>
+template <bool WHOLE = false, class T>
 inline void store(T* to, F value, int64_t count) {
-    if (__builtin_expect(count >= L, 1)) return store(to, value);
+    if (WHOLE || __builtin_expect(count >= L, 1)) return store(to, value);
     T lanes[L];
     store(lanes, value);
     std::memcpy(to, lanes, count * sizeof(T));
 }
 
+template <bool WHOLE = false>
 inline B load_bytes(const uint8_t* from, int64_t count) {
-    if (__builtin_expect(count >= L, 1)) return read<B>(from);
+    if (WHOLE || __builtin_expect(count >= L, 1)) return read<B>(from);
     uint8_t lanes[L] = {};
     std::memcpy(lanes, from, count);
     return read<B>(lanes);
 }
 
+template <bool WHOLE = false>
 inline void store_bytes(uint8_t* to, B value, int64_t count) {
-    if (__builtin_expect(count >= L, 1)) return write(to, value);
+    if (WHOLE || __builtin_expect(count >= L, 1)) return write(to, value);
     std::memcpy(to, &value, count);
 }
 
@@ -233,10 +236,16 @@ inline F cut(F left, F right, std::index_sequence<LANE...>) {
 // Lanes c + SHIFT of the three neighbours, -L <= SHIFT <= L.
 template <int SHIFT>
 inline F shifted(F before, F here, F after) {
-    constexpr auto lanes = std::make_index_sequence<L>{};
     if constexpr (SHIFT == 0) return here;
-    else if constexpr (SHIFT < 0) return cut<L + SHIFT>(before, here, lanes);
-    else return cut<SHIFT>(here, after, lanes);
+#if defined(WIDE)  // one instruction, which compilers do not find
+    else if constexpr (SHIFT < 0)
+        return (F)_mm512_alignr_epi32((__m512i)here, (__m512i)before, L + SHIFT);
+    else return (F)_mm512_alignr_epi32((__m512i)after, (__m512i)here, SHIFT);
+#else
+    else if constexpr (SHIFT < 0)
+        return cut<L + SHIFT>(before, here, std::make_index_sequence<L>{});
+    else return cut<SHIFT>(here, after, std::make_index_sequence<L>{});
+#endif
 }
 
 template <int SIZE>
@@ -274,78 +283,87 @@ struct AnyWindow {  // up to L maps to either side
 
 // --- The response norm of one column of one pixel -------------------------------------------------
 
-template <class Window_, class Power>
+#define ALWAYS __attribute__((always_inline)) inline
+
+inline F lowest_of(const Chain& g) { return all(g.relu_before ? 0.0f : -INF); }
+
+template <class Window_, class Power, bool WHOLE_>
 struct ResponseNorm {
+    static constexpr bool WHOLE = WHOLE_;
     Window_ window;
     Power power;
     F k, alpha, twice, lowest;
 
-    explicit ResponseNorm(const Chain& c)
-        : window(c.size), power(c.beta), k(all((float)c.k)), alpha(all((float)c.alpha)),
-          twice(all((float)(-2.0 * c.alpha * c.beta))), lowest(all(c.relu_before ? 0.0f : -INF)) {}
+    explicit ResponseNorm(const Chain& g)
+        : window(g.size), power(g.beta), k(all((float)g.k)), alpha(all((float)g.alpha)),
+          twice(all((float)(-2.0 * g.alpha * g.beta))), lowest(lowest_of(g)) {}
 
     template <class T, class O>
-    inline void forward(const T* x, O* y, int64_t maps) const {
-        F before = {}, value = rectify(load(x, maps), lowest), here = value * value;
+    ALWAYS void forward(const T* x, O* y, int64_t maps) const {
+        F before = {}, value = rectify(load<WHOLE>(x, maps), lowest), here = value * value;
         for (int64_t c = 0; c < maps; c += L) {
             F next = {}, after = {};
             if (c + L < maps) {
-                next = rectify(load(x + c + L, maps - c - L), lowest);
+                next = rectify(load<WHOLE>(x + c + L, maps - c - L), lowest);
                 after = next * next;
             }
             F s = k + alpha * window(before, here, after);
-            store(y + c, value * power(s).power, maps - c);
+            store<WHOLE>(y + c, value * power(s).power, maps - c);
             before = here, here = after, value = next;
         }
     }
 
     // dx = dy s^-beta - 2 alpha beta x w, w the turned window sum of dy x s^-beta / s.
     template <class T, class Gradient>
-    inline void backward(const T* x, const Gradient& gradient, T* dx, int64_t maps,
+    ALWAYS void backward(const T* x, const Gradient& gradient, T* dx, int64_t maps,
                          bool relu) const {
-        F before = {}, value = rectify(load(x, maps), lowest), here = value * value;
+        F before = {}, value = rectify(load<WHOLE>(x, maps), lowest), here = value * value;
         F part_before = {}, part = {}, direct = {}, last = {};
         for (int64_t c = 0; c < maps + L; c += L) {
-            F part_after = {}, direct_after = {};
-            F now = value;
+            F part_after = {}, direct_after = {}, now = value;
             if (c < maps) {
                 F next = {}, after = {};
                 if (c + L < maps) {
-                    next = rectify(load(x + c + L, maps - c - L), lowest);
+                    next = rectify(load<WHOLE>(x + c + L, maps - c - L), lowest);
                     after = next * next;
                 }
                 Scale scale = power(k + alpha * window(before, here, after));
-                direct_after = gradient(c, maps - c) * scale.power;
+                direct_after = gradient.template at<WHOLE>(c, maps - c) * scale.power;
                 part_after = direct_after * value * scale.inverse;
                 before = here, here = after, value = next;
             }
             if (c > 0) {
                 F result = direct + twice * last * window.turned(part_before, part, part_after);
                 if (relu) result = zero_where(at_most_zero(last), result);
-                store(dx + c - L, result, maps - (c - L));
+                store<WHOLE>(dx + c - L, result, maps - (c - L));
             }
             part_before = part, part = part_after, direct = direct_after, last = now;
         }
     }
 };
 
+template <bool WHOLE_>
 struct NoNorm {
+    static constexpr bool WHOLE = WHOLE_;
     F lowest;
-    explicit NoNorm(const Chain& c) : lowest(all(c.relu_before ? 0.0f : -INF)) {}
+    explicit NoNorm(const Chain& g) : lowest(lowest_of(g)) {}
 
     template <class T, class O>
-    inline void forward(const T* x, O* y, int64_t maps) const {
+    ALWAYS void forward(const T* x, O* y, int64_t maps) const {
         for (int64_t c = 0; c < maps; c += L)
-            store(y + c, rectify(load(x + c, maps - c), lowest), maps - c);
+            store<WHOLE>(y + c, rectify(load<WHOLE>(x + c, maps - c), lowest), maps - c);
     }
 
     template <class T, class Gradient>
-    inline void backward(const T* x, const Gradient& gradient, T* dx, int64_t maps,
+    ALWAYS void backward(const T* x, const Gradient& gradient, T* dx, int64_t maps,
                          bool relu) const {
         for (int64_t c = 0; c < maps; c += L) {
-            F result = gradient(c, maps - c);
-            if (relu) result = zero_where(at_most_zero(load(x + c, maps - c)), result);
-            store(dx + c, result, maps - c);
+            F result = gradient.template at<WHOLE>(c, maps - c);
+            if (relu) {
+                F value = load<WHOLE>(x + c, maps - c);
+                result = zero_where(at_most_zero(value), result);
+            }
+            store<WHOLE>(dx + c, result, maps - c);
         }
     }
 };
@@ -353,79 +371,147 @@ struct NoNorm {
 // --- Pools --------------------------------------------------------------------------------------
 
 struct Pool {
-    int64_t size, stride, height, width, maps, rows, columns;
+    int64_t size, stride, height, width, rows, columns;
 
-    explicit Pool(const Chain& c)
-        : size(c.pool_size), stride(c.pool_stride), height(c.height), width(c.width), maps(c.maps),
-          rows(covered(height)), columns(covered(width)) {}
+    explicit Pool(const Chain& g)
+        : size(g.pool_size), stride(g.pool_stride), height(g.height), width(g.width),
+          rows(size ? covered(height) : height), columns(size ? covered(width) : width) {}
 
     int64_t covered(int64_t pixels) const { return (pixels - size + stride - 1) / stride + 1; }
-    // Windows first ... last are those that pixel `at` is in.
+    // Windows first ... last are those that pixel `at` is in; `depth` of them at most.
     int64_t first(int64_t at) const { return at < size ? 0 : (at - size) / stride + 1; }
     int64_t last(int64_t at, int64_t windows) const { return std::min(at / stride, windows - 1); }
+    int64_t depth() const { return (size - 1) / stride + 1; }
 };
 
-// The largest units of a row's windows so far, with their positions in the window.
-struct Best {
-    float* value;
+constexpr int MOST_WINDOWS = 16;  // that one pixel is in; 4 rows of them
+
+// A row of windows that is being pooled: the largest units so far, and where they end up.
+template <class T>
+struct Pooling {
+    float* value;  // `maps` of each window, close together
     uint8_t* position;
+    T* y;  // of `pitch` maps each
+    uint8_t* index;
+    uint8_t offset;  // position of the first pixel of this row of the picture
+    bool begins, ends;
 };
 
-// Largest of each window of one row of pixels; the first of equal ones.
-inline void pool_row(const Pool& p, const float* row, Best best) {
+// One row of normalised pixels goes into each row of windows that it belongs to.
+template <bool WHOLE, class T>
+ALWAYS void pool_row(const Pool& p, const float* row, const Pooling<T>* windows, int num_windows,
+                     int64_t maps, int64_t valid, int64_t pitch, bool relu) {
     for (int64_t j = 0; j < p.columns; j++) {
-        int64_t left = j * p.stride, right = std::min(left + p.size, p.width);
-        for (int64_t c = 0; c < p.maps; c += L) {
-            int64_t count = p.maps - c;
-            F value = load(row + left * p.maps + c, count);
+        const int64_t left = j * p.stride, right = std::min(left + p.size, p.width);
+        for (int64_t c = 0; c < valid; c += L) {
+            const float* from = row + left * maps + c;
+            F value = load<WHOLE>(from, maps - c);
             B position = {};
-            for (int64_t w = left + 1; w < right; w++) {
-                F other = load(row + w * p.maps + c, count);
+            for (int64_t w = 1; w < right - left; w++) {
+                F other = load<WHOLE>(from + w * maps, maps - c);
                 Mask better = beats(other, value);
                 value = choose(better, other, value);
-                position = choose(better, B{} + (uint8_t)(w - left), position);
+                position = choose(better, B{} + (uint8_t)w, position);
             }
-            store(best.value + j * p.maps + c, value, count);
-            store_bytes(best.position + j * p.maps + c, position, count);
+            for (int i = 0; i < num_windows; i++) {
+                const Pooling<T>& window = windows[i];
+                const int64_t at = j * maps + c, out = j * pitch + c;
+                F best = value;
+                B where = position + window.offset;
+                if (!window.begins) {
+                    F above = load<WHOLE>(window.value + at, maps - c);
+                    Mask better = beats(value, above);
+                    best = choose(better, value, above);
+                    where = choose(better, where,
+                                   load_bytes<WHOLE>(window.position + at, maps - c));
+                }
+                if (!window.ends) {
+                    store<WHOLE>(window.value + at, best, maps - c);
+                    store_bytes<WHOLE>(window.position + at, where, maps - c);
+                    continue;
+                }
+                if (relu) {
+                    Mask cut = at_most_zero(best);
+                    best = zero_where(cut, best);
+                    where = choose(cut, B{} + NOWHERE, where);
+                }
+                store<WHOLE>(window.y + out, best, valid - c);
+                if (window.index) store_bytes<WHOLE>(window.index + out, where, valid - c);
+            }
         }
     }
 }
 
-// Put a row's largest units into those of the windows above it; the first row of a window sets them.
-inline void merge(const Pool& p, Best best, Best row, int64_t down) {
-    const B offset = B{} + (uint8_t)(down * p.size);
-    const int64_t count = p.columns * p.maps;
-    for (int64_t c = 0; c < count; c += L) {
-        F value = load(row.value + c, count - c);
-        B position = load_bytes(row.position + c, count - c) + offset;
-        if (down > 0) {
-            F above = load(best.value + c, count - c);
-            Mask better = beats(value, above);
-            value = choose(better, value, above);
-            position = choose(better, position, load_bytes(best.position + c, count - c));
+// Rows of pixels, first to last, of `maps` maps in memory, of which `valid` are written to the
+// output, in pixels of `pitch` maps. `scratch` has depth() rows of windows.
+template <bool WHOLE, class T>
+struct Pooler {
+    const Pool& p;
+    float* values;
+    uint8_t* positions;
+    T* y;
+    uint8_t* index;
+    int64_t maps, valid, pitch;
+    bool relu;
+
+    void operator()(const float* row, int64_t r) const {
+        Pooling<T> windows[MOST_WINDOWS];
+        int count = 0;
+        const int64_t one = p.columns * maps;
+        for (int64_t i = p.first(r); i <= p.last(r, p.rows); i++) {
+            const int64_t slot = i % p.depth() * one, out = i * p.columns * pitch;
+            const int64_t down = r - i * p.stride;
+            const int64_t end = std::min(i * p.stride + p.size, p.height) - 1;
+            windows[count++] = {values + slot, positions + slot, y + out,
+                                index ? index + out : nullptr, (uint8_t)(down * p.size), down == 0,
+                                r == end};
         }
-        store(best.value + c, value, count - c);
-        store_bytes(best.position + c, position, count - c);
+        pool_row<WHOLE>(p, row, windows, count, maps, valid, pitch, relu);
     }
-}
+};
+
+// A unit's gradient: the sum of those of the windows in which it is the largest.
+template <class T>
+struct Gathered {
+    const T* gradient[MOST_WINDOWS];
+    const uint8_t* index[MOST_WINDOWS];
+    uint8_t position[MOST_WINDOWS];
+    int count;
+    int64_t map;  // first of those that are asked for
+
+    void look(const Pool& p, const T* dy, const uint8_t* positions, int64_t r, int64_t w,
+              int64_t maps) {
+        count = 0;
+        for (int64_t i = p.first(r); i <= p.last(r, p.rows); i++)
+            for (int64_t j = p.first(w); j <= p.last(w, p.columns); j++) {
+                const int64_t window = (i * p.columns + j) * maps;
+                gradient[count] = dy + window;
+                index[count] = positions + window;
+                position[count++] = (uint8_t)((r - i * p.stride) * p.size + w - j * p.stride);
+            }
+    }
+
+    template <bool WHOLE>
+    ALWAYS F at(int64_t c, int64_t maps) const {
+        F sum = {};
+        for (int i = 0; i < count; i++) {
+            Mask mine = equal(load_bytes<WHOLE>(index[i] + map + c, maps), position[i]);
+            sum = add_where(mine, sum, load<WHOLE>(gradient[i] + map + c, maps));
+        }
+        return sum;
+    }
+};
 
 template <class T>
-inline void emit(const Pool& p, Best best, T* y, uint8_t* index, bool relu) {
-    const int64_t count = p.columns * p.maps;
-    for (int64_t c = 0; c < count; c += L) {
-        F value = load(best.value + c, count - c);
-        B position = load_bytes(best.position + c, count - c);
-        if (relu) {
-            Mask cut = at_most_zero(value);
-            value = zero_where(cut, value);
-            position = choose(cut, B{} + NOWHERE, position);
-        }
-        store(y + c, value, count - c);
-        if (index) store_bytes(index + c, position, count - c);
+struct Given {
+    const T* gradient;
+    template <bool WHOLE>
+    ALWAYS F at(int64_t c, int64_t maps) const {
+        return load<WHOLE>(gradient + c, maps);
     }
-}
+};
 
-// --- One image ----------------------------------------------------------------------------------
+// --- One image: a norm within each pixel, or none -------------------------------------------------
 
 struct Scratch {
     std::unique_ptr<float[]> floats;
@@ -434,152 +520,197 @@ struct Scratch {
         : floats(new float[num_floats]), bytes(new uint8_t[num_bytes]) {}
 };
 
-template <class T, class Norm>
-void forward_pooled(const Chain& g, const Norm& norm, const T* x, T* y, uint8_t* index,
-                    Scratch& scratch) {
-    const Pool p(g);
-    const int64_t per_column = g.maps / g.columns, out = p.columns * g.maps;
-    const int64_t depth = (p.size - 1) / p.stride + 1;  // windows that share a row
-    float* row = scratch.floats.get();
-    Best here = {row + g.width * g.maps, scratch.bytes.get()};
-    for (int64_t r = 0; r < g.height; r++) {
-        const T* from = x + r * g.width * g.maps;
-        for (int64_t i = 0; i < g.width * g.columns; i++)
-            norm.forward(from + i * per_column, row + i * per_column, per_column);
-        pool_row(p, row, here);
-        for (int64_t i = p.first(r); i <= p.last(r, p.rows); i++) {
-            int64_t slot = 1 + i % depth;
-            Best best = {here.value + slot * out, here.position + slot * out};
-            merge(p, best, here, r - i * p.stride);
-            if (r == std::min(i * p.stride + p.size, g.height) - 1)
-                emit(p, best, y + i * out, index ? index + i * out : nullptr, g.relu_after);
+template <class Norm_>
+struct PerPixel {
+    using Norm = Norm_;
+
+    static Scratch forward_scratch(const Chain& g, const Pool& p) {
+        if (!p.size) return Scratch(0, 0);
+        const int64_t pooled = p.depth() * p.columns * g.maps;
+        return Scratch(g.width * g.maps + pooled, pooled);
+    }
+    static Scratch backward_scratch(const Chain&, const Pool&) { return Scratch(0, 0); }
+
+    template <class T>
+    static void forward(const Chain& g, const Norm& norm, const Pool& p, const T* x, T* y,
+                        uint8_t* index, Scratch& scratch) {
+        const int64_t maps = g.maps / g.columns, in_row = g.width * g.columns;
+        if (!p.size) {
+            for (int64_t i = 0; i < g.height * in_row; i++)
+                norm.forward(x + i * maps, y + i * maps, maps);
+            return;
+        }
+        float* row = scratch.floats.get();
+        const Pooler<Norm::WHOLE, T> pool = {p, row + g.width * g.maps, scratch.bytes.get(), y,
+                                             index, g.maps, g.maps, g.maps, g.relu_after != 0};
+        for (int64_t r = 0; r < g.height; r++) {
+            for (int64_t i = 0; i < in_row; i++)
+                norm.forward(x + (r * in_row + i) * maps, row + i * maps, maps);
+            pool(row, r);
         }
     }
-}
 
-template <class T, class Norm>
-void forward_image(const Chain& g, const Norm& norm, const T* x, T* y, uint8_t* index,
-                   Scratch& scratch) {
-    if (g.pool_size) return forward_pooled(g, norm, x, y, index, scratch);
-    const int64_t per_column = g.maps / g.columns;
-    for (int64_t i = 0; i < g.height * g.width * g.columns; i++)
-        norm.forward(x + i * per_column, y + i * per_column, per_column);
-}
-
-// A unit's gradient: the sum of those of the windows in which it is the largest.
-template <class T>
-struct Gathered {
-    struct At {
-        const T* gradient;
-        const uint8_t* index;
-        uint8_t position;
-    };
-    static constexpr int MOST = 16;
-    At at[MOST];
-    int count;
-    int64_t map;  // first of the column
-
-    inline F operator()(int64_t c, int64_t maps) const {
-        F sum = {};
-        for (int i = 0; i < count; i++) {
-            Mask mine = equal(load_bytes(at[i].index + map + c, maps), at[i].position);
-            sum = add_where(mine, sum, load(at[i].gradient + map + c, maps));
+    template <class T>
+    static void backward(const Chain& g, const Norm& norm, const Pool& p, const T* dy, const T* x,
+                         const uint8_t* index, T* dx, Scratch&) {
+        const int64_t maps = g.maps / g.columns;
+        const bool relu = g.relu_before;
+        if (!p.size) {
+            for (int64_t at = 0; at < g.height * g.width * g.maps; at += maps)
+                norm.backward(x + at, Given<T>{dy + at}, dx + at, maps, relu);
+            return;
         }
+        Gathered<T> gradient;
+        for (int64_t r = 0; r < g.height; r++)
+            for (int64_t w = 0; w < g.width; w++) {
+                gradient.look(p, dy, index, r, w, g.maps);
+                const int64_t pixel = (r * g.width + w) * g.maps;
+                for (gradient.map = 0; gradient.map < g.maps; gradient.map += maps) {
+                    const int64_t at = pixel + gradient.map;
+                    norm.backward(x + at, gradient, dx + at, maps, relu);
+                }
+            }
+    }
+};
+
+// --- One image: a norm over a window of pixels, each map for itself -------------------------------
+
+template <class Power>
+struct SpatialNorm {
+    Power power;
+    F k, alpha, twice, lowest;
+    explicit SpatialNorm(const Chain& g)
+        : power(g.beta), k(all((float)g.k)), alpha(all((float)g.alpha)),
+          twice(all((float)(-2.0 * g.alpha * g.beta))), lowest(lowest_of(g)) {}
+};
+
+// BLOCK maps at a time, so that three float planes of the picture stay in the cache: sums of
+// squares along the rows; sums of dy x s^-beta / s along the rows; dy s^-beta.
+template <class Power>
+struct PerMap {
+    using Norm = SpatialNorm<Power>;
+    static constexpr int64_t BLOCK = 4 * L;
+
+    static Scratch forward_scratch(const Chain& g, const Pool& p) {
+        const int64_t pooled = p.size ? p.depth() * p.columns * BLOCK : 0;
+        return Scratch((g.height + 1) * g.width * BLOCK + pooled, pooled);
+    }
+    static Scratch backward_scratch(const Chain& g, const Pool&) {
+        return Scratch((3 * g.height + 1) * g.width * BLOCK, 0);
+    }
+
+    // sums[w] = row[w - below] + ... + row[w + above], as far as there are pixels
+    static void sum_row(const float* row, float* sums, int64_t width, int64_t below,
+                        int64_t above) {
+        for (int64_t w = 0; w < width; w++) {
+            const int64_t from = std::max<int64_t>(0, w - below);
+            const int64_t to = std::min(width - 1, w + above);
+            F sum[4] = {};
+            for (int64_t i = from; i <= to; i++)
+                for (int v = 0; v < 4; v++) sum[v] += load(row + i * BLOCK + v * L);
+            for (int v = 0; v < 4; v++) store(sums + w * BLOCK + v * L, sum[v]);
+        }
+    }
+
+    static ALWAYS F sum_column(const float* plane, int64_t r, int64_t height, int64_t pitch,
+                               int64_t below, int64_t above) {
+        F sum = {};
+        const int64_t to = std::min(height - 1, r + above);
+        for (int64_t i = std::max<int64_t>(0, r - below); i <= to; i++)
+            sum += load(plane + i * pitch);
         return sum;
     }
-};
 
-template <class T>
-struct Plain {
-    const T* gradient;
-    inline F operator()(int64_t c, int64_t maps) const { return load(gradient + c, maps); }
-};
-
-template <class T, class Norm>
-void backward_pooled(const Chain& g, const Norm& norm, const T* dy, const T* x,
-                     const uint8_t* index, T* dx) {
-    const Pool p(g);
-    const int64_t per_column = g.maps / g.columns;
-    Gathered<T> gradient;
-    for (int64_t r = 0; r < g.height; r++)
-        for (int64_t w = 0; w < g.width; w++) {
-            gradient.count = 0;
-            for (int64_t i = p.first(r); i <= p.last(r, p.rows); i++)
-                for (int64_t j = p.first(w); j <= p.last(w, p.columns); j++) {
-                    const int64_t window = (i * p.columns + j) * g.maps;
-                    const int64_t position = (r - i * p.stride) * p.size + w - j * p.stride;
-                    gradient.at[gradient.count++] = {dy + window, index + window,
-                                                     (uint8_t)position};
+    template <class T>
+    static void square_rows(const Chain& g, const Norm& norm, const T* x, int64_t valid,
+                            float* row, float* squares) {
+        const int64_t below = g.size / 2, pitch = g.width * BLOCK;
+        for (int64_t r = 0; r < g.height; r++) {
+            for (int64_t w = 0; w < g.width; w++)
+                for (int64_t c = 0; c < BLOCK; c += L) {
+                    const T* from = x + (r * g.width + w) * g.maps + c;
+                    F value = c < valid ? rectify(load(from, valid - c), norm.lowest) : F{};
+                    store(row + w * BLOCK + c, value * value);
                 }
-            const int64_t pixel = (r * g.width + w) * g.maps;
-            for (gradient.map = 0; gradient.map < g.maps; gradient.map += per_column)
-                norm.backward(x + pixel + gradient.map, gradient, dx + pixel + gradient.map,
-                              per_column, g.relu_before);
+            sum_row(row, squares + r * pitch, g.width, below, g.size - 1 - below);
         }
-}
+    }
 
-template <class T, class Norm>
-void backward_image(const Chain& g, const Norm& norm, const T* dy, const T* x,
-                    const uint8_t* index, T* dx) {
-    if (g.pool_size) return backward_pooled(g, norm, dy, x, index, dx);
-    const int64_t per_column = g.maps / g.columns;
-    for (int64_t i = 0; i < g.height * g.width * g.columns; i++)
-        norm.backward(x + i * per_column, Plain<T>{dy + i * per_column}, dx + i * per_column,
-                      per_column, g.relu_before);
-}
+    template <class T>
+    static void forward(const Chain& g, const Norm& norm, const Pool& p, const T* x, T* y,
+                        uint8_t* index, Scratch& scratch) {
+        const int64_t below = g.size / 2, above = g.size - 1 - below, pitch = g.width * BLOCK;
+        float *squares = scratch.floats.get(), *row = squares + g.height * pitch;
+        for (int64_t map = 0; map < g.maps; map += BLOCK) {
+            const int64_t valid = std::min(BLOCK, g.maps - map);
+            const int64_t used = (valid + L - 1) / L * L;
+            square_rows(g, norm, x + map, valid, row, squares);
+            const Pooler<false, T> pool = {p, row + pitch, scratch.bytes.get(), y + map,
+                                           index ? index + map : nullptr, BLOCK, valid, g.maps,
+                                           g.relu_after != 0};
+            for (int64_t r = 0; r < g.height; r++) {
+                for (int64_t w = 0; w < g.width; w++)
+                    for (int64_t c = 0; c < used; c += L) {
+                        const int64_t at = (r * g.width + w) * g.maps + map + c;
+                        F s = norm.k + norm.alpha * sum_column(squares + w * BLOCK + c, r,
+                                                               g.height, pitch, below, above);
+                        F value = rectify(load(x + at, valid - c), norm.lowest);
+                        value *= norm.power(s).power;
+                        if (p.size) store(row + w * BLOCK + c, value);
+                        else store(y + at, value, valid - c);
+                    }
+                if (p.size) pool(row, r);
+            }
+        }
+    }
+
+    template <class T>
+    static void backward(const Chain& g, const Norm& norm, const Pool& p, const T* dy, const T* x,
+                         const uint8_t* index, T* dx, Scratch& scratch) {
+        const int64_t below = g.size / 2, above = g.size - 1 - below, pitch = g.width * BLOCK;
+        const int64_t plane = g.height * pitch;
+        float *squares = scratch.floats.get(), *parts = squares + plane, *direct = parts + plane;
+        float* row = direct + plane;
+        Gathered<T> gradient;
+        for (int64_t map = 0; map < g.maps; map += BLOCK) {
+            const int64_t valid = std::min(BLOCK, g.maps - map);
+            gradient.map = map;
+            square_rows(g, norm, x + map, valid, row, squares);
+            for (int64_t r = 0; r < g.height; r++) {
+                for (int64_t w = 0; w < g.width; w++) {
+                    if (p.size) gradient.look(p, dy, index, r, w, g.maps);
+                    for (int64_t c = 0; c < valid; c += L) {
+                        const int64_t at = (r * g.width + w) * g.maps + map + c;
+                        Scale scale = norm.power(
+                            norm.k + norm.alpha * sum_column(squares + w * BLOCK + c, r, g.height,
+                                                             pitch, below, above));
+                        F given = p.size ? gradient.template at<false>(c, valid - c)
+                                         : load(dy + at, valid - c);
+                        F value = rectify(load(x + at, valid - c), norm.lowest);
+                        F straight = given * scale.power;
+                        store(direct + r * pitch + w * BLOCK + c, straight);
+                        store(row + w * BLOCK + c, straight * value * scale.inverse);
+                    }
+                }
+                sum_row(row, parts + r * pitch, g.width, above, below);
+            }
+            for (int64_t r = 0; r < g.height; r++)
+                for (int64_t w = 0; w < g.width; w++)
+                    for (int64_t c = 0; c < valid; c += L) {
+                        const int64_t at = (r * g.width + w) * g.maps + map + c;
+                        F value = rectify(load(x + at, valid - c), norm.lowest);
+                        F around = sum_column(parts + w * BLOCK + c, r, g.height, pitch, above,
+                                              below);
+                        F result = load(direct + r * pitch + w * BLOCK + c) +
+                                   norm.twice * value * around;
+                        if (g.relu_before) result = zero_where(at_most_zero(value), result);
+                        store(dx + at, result, valid - c);
+                    }
+        }
+    }
+};
 
 // --- All images ---------------------------------------------------------------------------------
-
-template <class T, class Norm>
-void forward_all(const Chain& g, const T* x, T* y, uint8_t* index) {
-    const int64_t in = g.height * g.width * g.maps;
-    int64_t out = in, num_floats = 0, num_bytes = 0;
-    if (g.pool_size) {
-        const Pool p(g);
-        out = p.rows * p.columns * g.maps;
-        const int64_t kept = 2 + (p.size - 1) / p.stride;
-        num_bytes = kept * p.columns * g.maps;
-        num_floats = g.width * g.maps + num_bytes;
-    }
-#pragma omp parallel num_threads((int)g.threads)
-    {
-        const Norm norm(g);
-        Scratch scratch(num_floats, num_bytes);
-#pragma omp for schedule(static)
-        for (int64_t n = 0; n < g.images; n++)
-            forward_image(g, norm, x + n * in, y + n * out, index ? index + n * out : nullptr,
-                          scratch);
-    }
-}
-
-template <class T, class Norm>
-void backward_all(const Chain& g, const T* dy, const T* x, const uint8_t* index, T* dx) {
-    const int64_t in = g.height * g.width * g.maps;
-    int64_t out = in;
-    if (g.pool_size) {
-        const Pool p(g);
-        out = p.rows * p.columns * g.maps;
-    }
-#pragma omp parallel num_threads((int)g.threads)
-    {
-        const Norm norm(g);
-#pragma omp for schedule(static)
-        for (int64_t n = 0; n < g.images; n++)
-            backward_image(g, norm, dy + n * out, x + n * in, index ? index + n * out : nullptr,
-                           dx + n * in);
-    }
-}
-
-// Calls `run` with the norm that a chain has; sizes and powers other than the networks' are slower.
-template <class Run>
-void with_norm(const Chain& g, const Run& run) {
-    if (g.norm == 0) return run.template operator()<NoNorm>();
-    if (g.beta != 0.75) return run.template operator()<ResponseNorm<AnyWindow, AnyPower>>();
-    if (g.size == 5) return run.template operator()<ResponseNorm<Window<5>, ThreeQuarters>>();
-    if (g.size == 9 && L >= 8)
-        return run.template operator()<ResponseNorm<Window<L >= 8 ? 9 : 5>, ThreeQuarters>>();
-    return run.template operator()<ResponseNorm<AnyWindow, ThreeQuarters>>();
-}
 
 template <class T>
 struct Forward {
@@ -587,9 +718,20 @@ struct Forward {
     const T* x;
     T* y;
     uint8_t* index;
-    template <class Norm>
-    void operator()() const {
-        forward_all<T, Norm>(g, x, y, index);
+
+    template <class Image>
+    void run() const {
+        const Pool p(g);
+        const int64_t in = g.height * g.width * g.maps, out = p.rows * p.columns * g.maps;
+#pragma omp parallel num_threads((int)g.threads)
+        {
+            const typename Image::Norm norm(g);
+            Scratch scratch = Image::forward_scratch(g, p);
+#pragma omp for schedule(static)
+            for (int64_t n = 0; n < g.images; n++)
+                Image::forward(g, norm, p, x + n * in, y + n * out,
+                               index ? index + n * out : nullptr, scratch);
+        }
     }
 };
 
@@ -599,11 +741,40 @@ struct Backward {
     const T *dy, *x;
     const uint8_t* index;
     T* dx;
-    template <class Norm>
-    void operator()() const {
-        backward_all<T, Norm>(g, dy, x, index, dx);
+
+    template <class Image>
+    void run() const {
+        const Pool p(g);
+        const int64_t in = g.height * g.width * g.maps, out = p.rows * p.columns * g.maps;
+#pragma omp parallel num_threads((int)g.threads)
+        {
+            const typename Image::Norm norm(g);
+            Scratch scratch = Image::backward_scratch(g, p);
+#pragma omp for schedule(static)
+            for (int64_t n = 0; n < g.images; n++)
+                Image::backward(g, norm, p, dy + n * out, x + n * in,
+                                index ? index + n * out : nullptr, dx + n * in, scratch);
+        }
     }
 };
+
+// Sizes, widths and powers other than those of the networks take slower forms.
+template <class Run>
+void with_norm(const Chain& g, const Run& run) {
+    const bool whole = g.maps / g.columns % L == 0, three_quarters = g.beta == 0.75;
+    if (g.norm == 0)
+        return whole ? run.template run<PerPixel<NoNorm<true>>>()
+                     : run.template run<PerPixel<NoNorm<false>>>();
+    if (g.norm == 2)
+        return three_quarters ? run.template run<PerMap<ThreeQuarters>>()
+                              : run.template run<PerMap<AnyPower>>();
+    if (!three_quarters) return run.template run<PerPixel<ResponseNorm<AnyWindow, AnyPower, false>>>();
+    if (g.size == 5 && whole)
+        return run.template run<PerPixel<ResponseNorm<Window<5>, ThreeQuarters, true>>>();
+    if (g.size == 9 && whole)
+        return run.template run<PerPixel<ResponseNorm<Window<9>, ThreeQuarters, true>>>();
+    return run.template run<PerPixel<ResponseNorm<AnyWindow, ThreeQuarters, false>>>();
+}
 
 }  // namespace
 

@@ -115,13 +115,13 @@ def is_fusable(chain: Chain, x: Tensor, columns: int) -> bool:
     norm, pool = chain.norm, chain.pool
     if x.ndim != 4 or x.dtype not in chain_op.DTYPES or x.shape[1] % columns:
         return False
-    if isinstance(norm, SpatialNorm) or (norm is not None and not _is_normal(norm)):
+    if norm is not None and not _is_ordinary(norm):
         return False
     return pool is None or _is_overlapping(pool, min(x.shape[2:]))
 
 
-def _is_normal(norm: ResponseNorm | SpatialNorm) -> bool:
-    return norm.k > 0 and norm.alpha >= 0 and 1 <= norm.size <= 8
+def _is_ordinary(norm: ResponseNorm | SpatialNorm) -> bool:
+    return norm.k > 0 and norm.alpha >= 0 and 1 <= norm.size <= chain_op.MOST_SIZE
 
 
 def _is_overlapping(pool: Pool, side_px: int) -> bool:
@@ -146,6 +146,11 @@ def has_kernels(device: str, kernels: Kernels = "auto") -> bool:
     if reason and chosen == "fused":
         raise UserError(f"kernels cannot be fused: {reason}; or take system.kernels=plain")
     return not reason
+
+
+# Nothing for a compiler to look into: what torch.compiler.assume_constant_result would set, did it
+# not take a second to import.
+has_kernels._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def _from_environment() -> str:
