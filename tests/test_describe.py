@@ -145,6 +145,18 @@ def test_the_columns_meet_before_the_sixth_convolution_too() -> None:
     assert exchanges("sixth-conv") == exchanges("paper") | {"conv6": 256 * 6 * 6 * 4}
 
 
+def test_each_rank_holds_its_columns_parameters_and_the_logits_cross_too() -> None:
+    found = describe_network("paper").as_json()
+    assert found["parameters_per_column"] == 2 * [60_965_224 // 2]
+    assert found["logit_bytes"] == 4000
+    odd = describe_network("paper", num_classes=7)
+    assert odd.parameters_of(1) - odd.parameters_of(0) == 4097  # the one class more of column 1
+    assert odd.parameters_of(0) + odd.parameters_of(1) == odd.parameters
+    assert "30,482,612 and 30,482,612" in " ".join(
+        printed(100, print_description, describe_network("paper")).split()
+    )
+
+
 def test_without_conv3_the_columns_meet_before_conv4() -> None:
     assert exchanges("no-conv3")["conv4"] == exchanges("paper")["conv3"]
 

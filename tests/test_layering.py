@@ -13,14 +13,16 @@ MODULES = sorted(path.stem for path in PACKAGE.glob("[a-z]*.py"))
 
 LEVELS = [
     {"errors", "images", "layers", "metrics", "oddities", "page", "progress", "randomness"}
-    | {"stall", "statistics", "stopping", "verdicts"},
+    | {"stall", "statistics", "stopping", "verdicts"}
+    | {"collectives"},
     {"augment", "files", "likeness", "networks", "optim", "schedule", "shapes", "tables"}
-    | {"workers"},
+    | {"workers"}
+    | {"parallel"},
     {"native"},
     {"chain_op"},
     {"fused"},
     {"checkpoint", "config", "differences", "drawing", "listing", "log", "model", "packing"},
-    {"archives", "describe", "examine", "pictures", "recipes", "saving", "trained"},
+    {"archives", "describe", "examine", "pictures", "recipes", "saving", "trained"} | {"columns"},
     {"audit", "dataset", "gather", "imagenet", "weights"},
     {"contact", "kinds", "loader", "predictions"},
     {"results", "retrieval", "sources", "step"},

@@ -166,6 +166,20 @@ class Description:
     def exchange_bytes(self) -> int:
         return sum(layer.exchange_bytes for layer in self.layers)
 
+    @property
+    def logit_bytes(self) -> int:
+        """What all columns together send one another of fc8, for the softmax of all classes."""
+        return self.num_classes * FLOAT_BYTES * (self.network.columns - 1)
+
+    def parameters_of(self, column: int) -> int:
+        """Those that a rank holds which has this column only (columns.py)."""
+        columns, total = self.network.columns, 0
+        for layer in self.layers:
+            outputs = layer.output[0]
+            own = (column + 1) * outputs // columns - column * outputs // columns
+            total += own * (layer.parameters // outputs)
+        return total
+
     def memory(self, gpus: int = 1) -> Memory:
         """Of one GPU when the columns are on `gpus` of them: 1, or as many as there are columns.
 
@@ -207,6 +221,8 @@ class Description:
                 for layer in self.layers
                 if layer.exchange_bytes
             ],
+            "logit_bytes": self.logit_bytes,
+            "parameters_per_column": [self.parameters_of(column) for column in range(columns)],
             "memory": {
                 "one_gpu": self.memory().as_json(),
                 "each_of_two_gpus": self.memory(columns).as_json() if columns > 1 else None,
@@ -224,7 +240,11 @@ def describe_network(name: str, num_classes: int = 1000, batch_size: int = 128) 
 
     Raises UserError for an unknown name, fewer than two classes or an empty batch.
     """
-    network = find_network(name)
+    return describe(find_network(name), num_classes, batch_size)
+
+
+def describe(network: Network, num_classes: int = 1000, batch_size: int = 128) -> Description:
+    """As `describe_network`, of any network."""
     if num_classes < 2:
         raise UserError(f"a network needs at least 2 classes, not {num_classes}")
     if batch_size < 1:
@@ -298,7 +318,7 @@ def print_description(description: Description, console: Console) -> None:
         Text("\n").join([_title(description.network), _summary(description)]),
         _layer_table(description, wide=wide),
         _memory_table(description),
-        *(Text(note, style="dim") for note in _notes(description.network)),
+        *(Text(note, style="dim") for note in _notes(description)),
     ]
     _print_parts(parts, console)
 
@@ -415,7 +435,8 @@ def _megabytes(count: int) -> str:
     return f"{count / 1e6:,.1f} MB"
 
 
-def _notes(network: Network) -> Iterator[str]:
+def _notes(description: Description) -> Iterator[str]:
+    network = description.network
     yield (
         "Counts are for one image; multiply-adds without biases, norms and pools. Activations: "
         "the float32 output of every line, kept once for the backward pass. Memory: all in "
@@ -431,11 +452,20 @@ def _notes(network: Network) -> Iterator[str]:
         "two GPUs holds its own column's kernels, units and classes, the whole image, and what "
         "the other sends."
     )
-    if any(
+    joined_norms = any(
         isinstance(step, ResponseNorm) and not step.per_column
         for layer in network.layers
         for step in layer.then
-    ):
+    )
+    if not joined_norms:
+        held = " and ".join(f"{description.parameters_of(c):,}" for c in range(network.columns))
+        crossing = description.exchange_bytes
+        yield (
+            f"train --parallel columns={network.columns}: the ranks hold {held} parameters, and "
+            f"together send {crossing:,} bytes for each image forward, {crossing:,} backward, and "
+            f"{description.logit_bytes:,} of logits for the softmax."
+        )
+    else:
         yield (
             "Its response norms look across the border between the columns; what that would send "
             "is not counted. Its columns are groups, made for one device."

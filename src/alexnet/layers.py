@@ -221,17 +221,34 @@ def dropout(
     inverted: bool = False,
     training: bool,
     generator: torch.Generator | None = None,
+    part: tuple[slice, slice] | None = None,
+    whole: tuple[int, int] | None = None,
 ) -> Tensor:
     """Set each unit to zero with probability `rate` in training (Section 4.2).
 
     Plain, as in the paper and the 2012 source: x * mask in training, x * (1 - rate) at test.
     Inverted, as in Caffe and PyTorch: x * mask / (1 - rate) in training, x at test.
+
+    x may be a `part` (of the images, of the units) of what `whole` (images, units) runs on several
+    devices: then it gets that part of the mask that one device would draw.
     """
     keep = 1.0 - rate
     if not training:
         return x if inverted else x * keep
-    mask = torch.empty_like(x).bernoulli_(keep, generator=generator)
+    if part is None or whole is None:
+        mask = torch.empty_like(x).bernoulli_(keep, generator=generator)
+    else:
+        shape, memory = (*whole, *x.shape[2:]), _memory_format(x)
+        like = torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=memory)
+        mask = like.bernoulli_(keep, generator=generator)[part]
     return x * (mask / keep if inverted else mask)
+
+
+def _memory_format(x: Tensor) -> torch.memory_format:
+    """The order in memory that `empty_like` would keep."""
+    if x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last):
+        return torch.contiguous_format if x.is_contiguous() else torch.channels_last
+    return torch.contiguous_format
 
 
 class LocallyConnected2d(nn.Module):

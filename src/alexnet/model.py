@@ -68,6 +68,7 @@ class AlexNet(nn.Module):
         super().__init__()
         self.network = network
         self.num_classes = num_classes
+        self.columns = network.columns  # those that run here, as groups
         self.dropout_generator: torch.Generator | None = None
         self.kernels: fused.Kernels = "auto"
         self.shapes = {shape.name: shape for shape in trace(network, num_classes)}
@@ -147,7 +148,7 @@ class AlexNet(nn.Module):
         return x
 
     def _chain(self, chain: fused.Chain, x: Tensor) -> Tensor:
-        return fused.apply(chain, x, self.network.columns, self.kernels)
+        return fused.apply(chain, x, self.columns, self.kernels)
 
     def _linear(self, layer: Layer, x: Tensor) -> Tensor:
         if isinstance(layer, Full):
@@ -187,13 +188,16 @@ class AlexNet(nn.Module):
             case Pool():
                 return layers.avg_pool(x, step.size, step.stride)
             case Dropout():
-                return layers.dropout(
-                    x,
-                    step.rate,
-                    inverted=step.inverted,
-                    training=self.training,
-                    generator=self.dropout_generator,
-                )
+                return self._dropout(step, x, layer)
+
+    def _dropout(self, step: Dropout, x: Tensor, layer: Layer) -> Tensor:
+        return layers.dropout(
+            x,
+            step.rate,
+            inverted=step.inverted,
+            training=self.training,
+            generator=self.dropout_generator,
+        )
 
 
 def _linear_part(network: Network, layer: Layer, shape: LayerShape) -> nn.Module:
