@@ -23,6 +23,7 @@ LEVELS = [
     {"fused"},
     {"checkpoint", "config", "differences", "drawing", "listing", "log", "model", "packing"},
     {"archives", "describe", "examine", "pictures", "recipes", "saving", "trained"} | {"columns"},
+    {"replicas"},
     {"audit", "dataset", "gather", "imagenet", "weights"},
     {"contact", "kinds", "loader", "predictions"},
     {"results", "retrieval", "sources", "step"},

@@ -98,11 +98,12 @@ class SystemConfig:
 
     `kernels`: norms and pools fused where that is possible, always or never (`fused.py`).
     `threads` 0: PyTorch's choice. `loader_threads` 0: one per core, 16 at most.
+    `collective_seconds`: how long ranks wait for one another before they say for whom, and end.
     """
 
     seed: int = 0
     device: str = "auto"
-    precision: Literal["fp32", "bf16"] = "fp32"
+    precision: Literal["fp32", "bf16", "fp64"] = "fp32"
     kernels: Literal["auto", "fused", "plain"] = "auto"
     threads: int = 0
     loader_threads: int = 0
@@ -113,6 +114,7 @@ class SystemConfig:
     scales_steps: int = 0
     stall_steps: int = 1000
     stall_margin: float = 0.01
+    collective_seconds: float = 600.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -217,7 +219,12 @@ def check(recipe: Recipe) -> Recipe:
         "system.keep_checkpoints": 1,
         "system.stall_steps": 1,
     }
-    positive = ("optimizer.lr", "evaluate.every_epochs", "system.checkpoint_minutes")
+    positive = (
+        "optimizer.lr",
+        "evaluate.every_epochs",
+        "system.checkpoint_minutes",
+        "system.collective_seconds",
+    )
     not_negative = (
         "optimizer.bias_lr",
         "optimizer.weight_decay",

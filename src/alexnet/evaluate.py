@@ -21,6 +21,7 @@ from alexnet.dataset import PackedDataset, open_packed
 from alexnet.errors import UserError, suggest
 from alexnet.files import read_json, sha256_of
 from alexnet.opening import open_dataset
+from alexnet.parallel import ALONE, Ranks
 from alexnet.predictions import (
     Predictions,
     class_difference,
@@ -32,7 +33,7 @@ from alexnet.results import Score, TableRow, results_table, score_of
 from alexnet.weights import ModelCard
 from alexnet.weights import load as load_model
 
-PRECISIONS = ("fp32", "bf16")
+PRECISIONS = ("fp32", "bf16", "fp64")
 
 
 @dataclass(frozen=True)
@@ -74,13 +75,15 @@ def evaluate_runs(
     precision: str = "fp32",
     batch_size: int = 128,
     progress: Callable[[Path, int, int], None] | None = None,
+    ranks: Ranks = ALONE,
 ) -> EvaluationResult:
     """Score the network of each run on every picture of a split, and the average of them all.
 
     `data` is any data set; without it, each run's own. Predictions are kept in the run folder as
     `predictions_{split}_{views}.npz` and used again for the same weights, data set and precision;
     a run whose own data set is gone still has its saved predictions. `batch_size` counts crops;
-    `progress` is called with the run, the pictures done and their number.
+    `progress` is called with the run, the pictures done and their number. The `ranks`
+    share the work; each gets the result, and the first writes the files.
 
     Raises UserError, before any prediction, for a run that is not there or has no model, and for
     views, weights, precision or a batch size that cannot be; then for data that a run cannot use:
@@ -106,6 +109,7 @@ def evaluate_runs(
             precision=precision,
             batch_size=batch_size,
             progress=progress,
+            ranks=ranks,
         )
         for run in run_dirs
     ]
@@ -146,12 +150,15 @@ def _predictions_of(
     precision: str,
     batch_size: int,
     progress: Callable[[Path, int, int], None] | None,
+    ranks: Ranks,
 ) -> Predictions:
     """Saved predictions of these very weights on this very data set, else new ones, saved."""
     path, model_path = predictions_path(run, split, views), run / "model.safetensors"
     weights_sha256 = sha256_of(model_path)
     wanted = (split, views, precision, weights_sha256)
     saved = _saved(path, wanted)
+    if not all(ranks.everyone.objects(saved is not None, "saved predictions")):
+        saved = None
     packed = _packed_data_of(run) if data is None else None
     if saved is not None and packed is not None and not packed.exists():
         return saved
@@ -161,16 +168,18 @@ def _predictions_of(
     if packed is not None:
         dataset = _open_own(run, packed)
     else:
-        dataset = open_dataset(str(data), image_px=card.preprocessing.image_px)
+        image_px = card.preprocessing.image_px
+        dataset = ranks.one_after_another(lambda: open_dataset(str(data), image_px=image_px))
     _check_data(run, card.class_ids, dataset, split)
     data_sha256 = sha256_of(dataset.path / "dataset.json")
     if saved is not None and saved.data_sha256 == data_sha256:
         return saved
     model.to(device).to(memory_format=torch.channels_last)
+    model.to(torch.float64 if precision == "fp64" else torch.float32)
 
     def logits_of(crops: Tensor) -> Tensor:
         with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
-            logits: Tensor = model(crops)
+            logits: Tensor = model(crops.double() if precision == "fp64" else crops)
             return logits
 
     predictions = predict(
@@ -181,6 +190,7 @@ def _predictions_of(
         batch_size=batch_size,
         device=device,
         progress=None if progress is None else partial(progress, run),
+        group=ranks.everyone,
     )
     recipe, seed = _recipe_and_seed(run)
     predictions = replace(
@@ -194,7 +204,8 @@ def _predictions_of(
         weights_sha256=weights_sha256,
         data_sha256=data_sha256,
     )
-    predictions.save(path)
+    if ranks.speaks:
+        predictions.save(path)
     return predictions
 
 

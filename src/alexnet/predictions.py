@@ -20,10 +20,13 @@ import torch
 from torch import Tensor
 
 from alexnet.augment import Preprocessing, check_views, mean_of_views
+from alexnet.collectives import ALONE, Group
 from alexnet.dataset import Split
 from alexnet.errors import UserError
 from alexnet.files import atomic_file
 from alexnet.metrics import TOP_K, ErrorCount, count_errors, label_ranks
+
+PICTURES_AT_A_TIME = 4096  # whose vectors the ranks exchange at once
 
 # Below this a float32 probability may be zero, and one picture would make the mean infinite.
 SMALLEST_PROBABILITY = float(np.finfo(np.float32).tiny)
@@ -121,12 +124,14 @@ def predict(
     batch_size: int,
     device: torch.device | str,
     progress: Callable[[int, int], None] | None = None,
+    group: Group = ALONE,
 ) -> Predictions:
     """Softmax of every picture of the split, averaged over one or ten views (Section 4.1).
 
     `logits_of` maps crops float32 (B, 3, crop, crop) on `device` to logits (B, C) of any float
     type; a module goes in evaluation mode. `batch_size` counts crops. The fields of Predictions
-    that only the caller knows keep their defaults. Raises as `mean_over_views` does.
+    that only the caller knows keep their defaults. The ranks of `group` share the work, and each
+    gets all of it. Raises as `mean_over_views` does.
     """
 
     def probabilities_of(crops: Tensor) -> Tensor:
@@ -140,6 +145,7 @@ def predict(
         batch_size=batch_size,
         device=device,
         progress=progress,
+        group=group,
     )
     return Predictions(
         probabilities,
@@ -162,12 +168,15 @@ def mean_over_views(
     batch_size: int,
     device: torch.device | str,
     progress: Callable[[int, int], None] | None = None,
+    group: Group = ALONE,
 ) -> np.ndarray:
     """One vector per picture, float32 (N, K): `vectors_of` averaged over the picture's views.
 
     `vectors_of` maps crops (B, 3, crop, crop) to (B, K) and never sees more than `batch_size`
     crops; the last batch is short, no picture is repeated or left out. `progress` is called with
-    the pictures done and their number. Raises UserError for views other than 1 and 10, an empty
+    the pictures done and their number. The ranks of `group` take the batches in turn, so that each
+    batch, and with it each number, is the one that a single rank computes; all get all vectors.
+    Raises UserError for views other than 1 and 10, an empty
     split, or pictures of another size than the mean image.
     """
     check_views(views)
@@ -185,23 +194,38 @@ def mean_over_views(
     pictures_per_batch = max(1, batch_size // views)
     means: np.ndarray | None = None
     queued: tuple[int, Tensor] | None = None
-    for start in range(0, len(split), pictures_per_batch):
+    starts = range(0, len(split), pictures_per_batch)
+    for start in starts[group.rank :: group.size]:
         # A copy: torch warns about a read-only memory map.
         pictures = torch.from_numpy(np.array(split.images[start : start + pictures_per_batch]))
         mean = mean_of_views(
             vectors_of, pictures.to(device), on_device, views=views, batch_size=batch_size
         )
         if means is None:
-            means = np.empty((len(split), mean.shape[1]), np.float32)
+            means = np.zeros((len(split), mean.shape[1]), np.float32)
         # Fetched one batch late, so that an accelerator works while the next pictures are read.
         if queued is not None:
             _store(means, *queued)
         queued = start, mean
         if progress is not None:
             progress(start + len(pictures), len(split))
+    if queued is not None and means is not None:
+        _store(means, *queued)
+    means = _of_all_ranks(means, len(split), group)
+    if progress is not None and group.size > 1:
+        progress(len(split), len(split))
+    return means
+
+
+def _of_all_ranks(means: np.ndarray | None, count: int, group: Group) -> np.ndarray:
+    """The vectors that the ranks have, zero where they are another's, added up: exact."""
+    if group.size > 1:
+        widths = group.objects(None if means is None else means.shape[1], "width of vectors")
+        width = next(width for width in widths if width is not None)
+        means = np.zeros((count, width), np.float32) if means is None else means
+        for start in range(0, count, PICTURES_AT_A_TIME):
+            group.sum(torch.from_numpy(means[start : start + PICTURES_AT_A_TIME]), "vectors")
     assert means is not None
-    assert queued is not None
-    _store(means, *queued)
     return means
 
 

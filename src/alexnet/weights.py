@@ -62,7 +62,7 @@ def save_model(path: Path, model: AlexNet, card: ModelCard) -> None:
         "mean_image": preprocessing.mean_image,
         "eigenvalues": card.eigenvalues,
         "eigenvectors": card.eigenvectors,
-        **model.state_dict(),
+        **{name: weight.float() for name, weight in model.state_dict().items()},
     }
     described = {
         "format": FORMAT,

@@ -1,0 +1,73 @@
+"""Replicas: several ranks with the same weights, each with some of the images of a batch.
+
+PyTorch's DistributedDataParallel sums the gradients, bucket by bucket, while the backward pass
+still computes others. The loss of a rank is its images' share of the mean over the *whole* batch,
+so that gradients only have to be added, and a short last batch, one that does not divide, and a
+rank without any image all come out as on one device.
+
+Volume, R replicas and P parameters in float32, for each rank and step: 2 x (R - 1) / R x 4 x P
+bytes ("gradients"), and 4 bytes for each loss that is read ("losses"). It does not grow with the
+batch. `paper` with R = 2: 243,860,896 bytes for each rank and step, which is 1,905,163 for each
+image of a batch of 128. Of columns, each rank sums its own half.
+
+Not here: which images are whose (`loader.py`, `columns.PartAlexNet.take_share`).
+"""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
+
+from alexnet.collectives import Group
+from alexnet.columns import PartAlexNet
+
+BUCKET_MB = 25  # PyTorch's own choice
+
+
+class Replicas:
+    """A part of a network whose gradients are those of the whole batch, on each replica.
+
+    Layers may be frozen and thawed (`requires_grad`) between steps.
+    """
+
+    def __init__(self, part: PartAlexNet, group: Group, module: torch.nn.Module | None = None):
+        self.part, self.group = part, group
+        self.module = part if module is None else module
+        self._learning: list[str] = []
+        self._wrapped: torch.nn.Module = self.module
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """As the module does; what comes back sends its gradients around."""
+        if self.group.size == 1:
+            return self.module(images)  # type: ignore[no-any-return]
+        learning = [name for name, w in self.module.named_parameters() if w.requires_grad]
+        if learning != self._learning:
+            self._learning = learning
+            self._wrapped = self._wrap() if learning else self.module
+        return self._wrapped(images)  # type: ignore[no-any-return]
+
+    def _wrap(self) -> torch.nn.Module:
+        self.group.wait("replicas begin")
+        wrapped = DistributedDataParallel(
+            self.module,
+            process_group=self.group.engine,
+            broadcast_buffers=False,
+            gradient_as_bucket_view=True,
+            bucket_cap_mb=BUCKET_MB,
+        )
+        wrapped.register_comm_hook(self.group, _sum_bucket)  # type: ignore[no-untyped-call]
+        return wrapped
+
+
+def _sum_bucket(group: Group, bucket: Any) -> torch.futures.Future[Tensor]:
+    """What DDP asks for each bucket: a sum without its division, as the losses are shares."""
+    work, _ = group.start_sum(bucket.buffer(), "gradients")
+    future: torch.futures.Future[Any] = work.get_future()
+    return future.then(lambda done: done.value()[0])
+
+
+def share_of_loss(logits: Tensor, labels: Tensor, batch_images: int) -> Tensor:
+    """These images' share of the mean cross-entropy of a batch of so many images."""
+    return F.cross_entropy(logits, labels, reduction="sum") / batch_images
