@@ -9,6 +9,7 @@ import contextlib
 import functools
 import io
 import json
+import os
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -27,12 +28,13 @@ if TYPE_CHECKING:
     from alexnet.config import Recipe
     from alexnet.dataset import PackedDataset
     from alexnet.listing import Listing
+    from alexnet.parallel import Ranks
     from alexnet.prepare import Form
 
 Settings = Annotated[
     UseAppendAction[tuple[str, ...]], arg(name="set", metavar="SECTION.FIELD=VALUE")
 ]
-Precision = Literal["fp32", "bf16"]
+Precision = Literal["fp32", "bf16", "fp64"]
 
 LEFT_OUT_SHOWN = 50  # pictures that `prepare` names; dataset.json names all
 
@@ -95,6 +97,11 @@ def _one_line_mistakes() -> Iterator[None]:
 
 
 def _leave(message: str, code: int) -> None:
+    """End with one line. Of several ranks on a machine, who find the same, the first speaks."""
+    rank = os.environ.get("RANK", "0")
+    if os.environ.get("LOCAL_RANK", rank) != "0":
+        sys.exit(code)
+    message = message if rank == "0" else f"rank {rank}: {message}"
     print(f"alexnet: {' '.join(message.split())}", file=sys.stderr)
     sys.exit(code)
 
@@ -115,6 +122,7 @@ def train(
     seed: int | None = None,
     device: str | None = None,
     precision: Precision | None = None,
+    parallel: str | None = None,
     no_report: bool = False,
     json_: Annotated[bool, arg(name="json")] = False,
 ) -> None:
@@ -135,7 +143,9 @@ def train(
         lr: learning rate of the weights to start with; the biases keep their ratio to it.
         seed: of weights, order, crops, colours and dropout.
         device: cpu, cuda, cuda:1, ...; auto takes a GPU where there is one.
-        precision: fp32, or bf16 with fp32 weights.
+        precision: fp32, bf16 with fp32 weights, or fp64 for checks.
+        parallel: what torchrun's processes are for: columns=2, data=4, columns=2,data=2, hybrid.
+            Default: data, all of them.
         no_report: leave out report.html; `alexnet report RUN` writes it later.
         json_: print the summary as one JSON object at the end.
     """
@@ -162,31 +172,62 @@ def train(
     chosen = check(_with_flags(begun, flags, lr, set_))
     if resume:
         _check_resumable(begun, chosen, recipe)
-    _check_before_data(chosen)
-    folder = run if resume and run else _new_run_folder(run, chosen.name)
-    console = Console(stderr=json_)
-    dataset = _begun_data(run, chosen, console) if resume and run else _open_data(chosen, console)
+    with _ranks(parallel, chosen) as ranks:
+        summary = _train_and_report(chosen, run, resume, no_report, json_, ranks)
+        if json_ and ranks.speaks:
+            print(json.dumps(summary))
+
+
+@contextlib.contextmanager
+def _ranks(parallel: str | None, recipe: "Recipe") -> "Iterator[Ranks]":
+    from alexnet.parallel import joined, parse, world_size
+
+    plan = parse(parallel, world_size())
+    with joined(plan, seconds=recipe.system.collective_seconds) as ranks:
+        yield ranks
+
+
+def _train_and_report(
+    recipe: "Recipe",
+    run: Path | None,
+    resume: bool,
+    no_report: bool,
+    json_: bool,
+    ranks: "Ranks",
+) -> dict[str, Any]:
+    _check_before_data(recipe, ranks)
+    begun = run if resume else None
+    folder = begun or ranks.of_first(_new_run_folder(run, recipe.name) if ranks.speaks else Path())
+    console = Console(stderr=json_, quiet=not ranks.speaks)
+    dataset = ranks.one_after_another(
+        lambda: _begun_data(begun, recipe, console) if begun else _open_data(recipe, console)
+    )
     _check_data(dataset, console)
-    summary = _train(chosen, dataset, folder, resume=resume, console=console)
-    if not no_report:
+    summary = _train(recipe, dataset, folder, resume=resume, console=console, ranks=ranks)
+    if not no_report and ranks.speaks:
         from alexnet.report import write_report
 
         with Progress(console, "looking for neighbours") as advance:
             page = write_report(folder, progress=advance)
         console.print(f"report: {page}", highlight=False, markup=False, soft_wrap=True)
-    if json_:
-        print(json.dumps(summary))
+    return summary
 
 
 def _train(
-    recipe: "Recipe", dataset: "PackedDataset", run: Path, *, resume: bool, console: Console
+    recipe: "Recipe",
+    dataset: "PackedDataset",
+    run: Path,
+    *,
+    resume: bool,
+    console: Console,
+    ranks: "Ranks",
 ) -> dict[str, Any]:
     from alexnet.stopping import EXIT_STOPPED, Interrupted
     from alexnet.train import Diverged
     from alexnet.train import train as run_training
 
     try:
-        summary = run_training(recipe, dataset, run, resume=resume, console=console)
+        summary = run_training(recipe, dataset, run, resume=resume, console=console, ranks=ranks)
     except Interrupted as stop:
         _leave(str(stop), EXIT_STOPPED)
     except Diverged as stop:
@@ -333,8 +374,9 @@ def _open_data(recipe: "Recipe", console: Console) -> "PackedDataset":
         )
 
 
-def _check_before_data(recipe: "Recipe") -> None:
+def _check_before_data(recipe: "Recipe", ranks: "Ranks") -> None:
     """Find what cannot be before pictures are prepared, which may take long."""
+    from alexnet.columns import check_cut
     from alexnet.networks import find_network
     from alexnet.schedule import make_schedule
     from alexnet.step import find_device
@@ -346,7 +388,9 @@ def _check_before_data(recipe: "Recipe") -> None:
             f"--set augment.crop_px={network.input_px}"
         )
     make_schedule(recipe.schedule)
-    find_device(recipe.system.device)
+    ranks.device(find_device(recipe.system.device))
+    # How many classes there are is known later.
+    check_cut(network, ranks.plan.columns, ranks.plan.columns, ranks.plan.replicas)
 
 
 def _check_data(dataset: "PackedDataset", console: Console) -> None:
@@ -391,23 +435,29 @@ def evaluate(
         batch_size: crops that are evaluated at a time.
         json_: print one JSON object instead of the table.
     """
+    from alexnet.config import SystemConfig
     from alexnet.evaluate import evaluate_runs
+    from alexnet.parallel import joined, parse, world_size
     from alexnet.results import print_results
     from alexnet.step import find_device
 
-    console = Console(stderr=json_)
-    with Progress(console, "evaluating") as advance:
-        result = evaluate_runs(
-            runs,
-            data=data,
-            split=split,
-            views=views,
-            weights=weights or None,
-            device=find_device(device),
-            precision=precision,
-            batch_size=batch_size,
-            progress=lambda run, done, total: advance(done, total),
-        )
+    with joined(parse(None, world_size()), seconds=SystemConfig().collective_seconds) as ranks:
+        console = Console(stderr=json_, quiet=not ranks.speaks)
+        with Progress(console, "evaluating") as advance:
+            result = evaluate_runs(
+                runs,
+                data=data,
+                split=split,
+                views=views,
+                weights=weights or None,
+                device=ranks.device(find_device(device)),
+                precision=precision,
+                batch_size=batch_size,
+                progress=lambda run, done, total: advance(done, total),
+                ranks=ranks,
+            )
+    if not ranks.speaks:
+        return
     if json_:
         print(json.dumps(result.as_json()))
     else:

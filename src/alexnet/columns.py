@@ -84,8 +84,17 @@ def cut(whole: AlexNet, columns: Group = ALONE, replicas: Group = ALONE) -> "Par
         layer, _, kind = name.rpartition(".")
         copy = weight.clone(memory_format=torch.preserve_format)
         setattr(part.get_submodule(layer), kind, nn.Parameter(copy))
-    part.dropout_generator = whole.dropout_generator
+    part.dropout_generator, part.kernels = whole.dropout_generator, whole.kernels
     return part
+
+
+def whole_model(part: "PartAlexNet", device: torch.device) -> AlexNet:
+    """The one-device network with the weights of all columns, which have to ask for it together."""
+    with torch.device("meta"):
+        whole = AlexNet(part.network, part.num_classes)
+    whole.load_state_dict(part.state_dict(), assign=True)
+    whole.dropout_generator, whole.kernels = part.dropout_generator, part.kernels
+    return whole.to(device).train(part.training)
 
 
 class PartAlexNet(AlexNet):

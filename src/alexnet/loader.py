@@ -73,6 +73,11 @@ def num_batches(recipe: Recipe, count: int) -> int:
     return -(-count // recipe.optimizer.batch_size)
 
 
+def batch_images(batch_size: int, count: int, batch_index: int) -> int:
+    """Pictures of one batch of an epoch of `count`: fewer in the last."""
+    return min(batch_size, count - batch_index * batch_size)
+
+
 def batch_positions(
     batch_size: int, count: int, batch_index: int, *, rank: int = 0, ranks: int = 1
 ) -> NDArray[np.int64]:
@@ -83,7 +88,7 @@ def batch_positions(
     """
     assert 0 <= rank < ranks
     start = batch_index * batch_size
-    size = min(batch_size, count - start)
+    size = batch_images(batch_size, count, batch_index)
     return np.arange(start + rank * size // ranks, start + (rank + 1) * size // ranks)
 
 

@@ -106,6 +106,19 @@ class RunLog:
             raise explain_os_error(error, self.path) from error
 
 
+class SilentLog(RunLog):
+    """Writes nothing: for ranks for which another one writes."""
+
+    def __init__(self, run: Path, **_: Any) -> None:
+        pass
+
+    def write(self, event: str, step: int, **values: Any) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+
 def read_log(path: Path) -> list[dict[str, Any]]:
     """The events of a log file; a last line cut short by a crash is left out."""
     if not path.exists():

@@ -25,7 +25,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar
+from typing import Any, NoReturn, TypeVar, cast
 
 import torch
 import torch.distributed as dist
@@ -142,6 +142,16 @@ class Ranks:
                         f"rank {rank} disagrees with rank 0 about the {name}: {difference}; "
                         "start all ranks alike"
                     )
+
+    @property
+    def on_this_machine(self) -> int:
+        """How many ranks share this machine with this one, itself included."""
+        return int(os.environ.get("LOCAL_WORLD_SIZE", self.size)) if self.size > 1 else 1
+
+    def of_first(self, value: Result) -> Result:
+        """What rank 0 says."""
+        said = self.everyone.objects(value if self.rank == 0 else None, "what rank 0 says")
+        return cast(Result, said[0])
 
     def one_after_another(self, function: Callable[[], Result]) -> Result:
         """What the function returns on each rank: first on rank 0, then on one of each machine,

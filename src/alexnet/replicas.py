@@ -57,7 +57,7 @@ class Replicas:
             gradient_as_bucket_view=True,
             bucket_cap_mb=BUCKET_MB,
         )
-        wrapped.register_comm_hook(self.group, _sum_bucket)  # type: ignore[no-untyped-call]
+        wrapped.register_comm_hook(self.group, _sum_bucket)
         return wrapped
 
 

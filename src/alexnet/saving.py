@@ -171,3 +171,10 @@ class Saver:
                 return None
             best = min(self._waiting, key=lambda kind: (self._waiting[kind].step, not kind))
             return best, self._waiting.pop(best)
+
+
+class SilentSaver(Saver):
+    """Writes nothing: for ranks whose state another one saves."""
+
+    def save(self, state: dict[str, Any], *, best: bool = False) -> None:
+        pass

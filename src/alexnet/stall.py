@@ -54,7 +54,7 @@ class Inspectable(Protocol):
 
 
 def layer_scales(model: nn.Module, images: Tensor, labels: Tensor) -> list[LayerScales]:
-    """Measure every layer with one forward and one backward pass, in float32.
+    """Measure every layer with one forward and one backward pass, in the weights' precision.
 
     The model runs in the mode that it is in: in training mode with one draw of dropout masks. Its
     weights and their gradients, its mode and all random generators are left as they were.
@@ -72,7 +72,8 @@ def layer_scales(model: nn.Module, images: Tensor, labels: Tensor) -> list[Layer
         stack.enter_context(torch.autocast(images.device.type, enabled=False))
         stack.enter_context(torch.enable_grad())
         stack.enter_context(_frozen_layers_thawed(model))
-        activations = cast(Inspectable, model).activations(images.float())
+        dtype = next(model.parameters()).dtype
+        activations = cast(Inspectable, model).activations(images.to(dtype))
         weights = {name: model.get_parameter(f"{name}.weight") for name in activations}
         loss = F.cross_entropy(next(reversed(activations.values())), labels)
         gradients = torch.autograd.grad(loss, list(weights.values()))

@@ -7,6 +7,7 @@ Not here: the order of a whole training (`train.py`).
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from alexnet.augment import Preprocessing, add_colour_noise, colour_basis, flip_where, subtract_mean
+from alexnet.columns import PartAlexNet, cut, cut_optimizer
 from alexnet.config import Recipe
 from alexnet.dataset import PackedDataset
 from alexnet.errors import UserError
@@ -23,6 +25,8 @@ from alexnet.loader import Batch
 from alexnet.model import AlexNet, build
 from alexnet.networks import find_network, with_dropout
 from alexnet.optim import PaperSGD, parameter_groups
+from alexnet.parallel import ALONE, Ranks
+from alexnet.replicas import Replicas, share_of_loss
 from alexnet.schedule import Schedule, make_schedule
 from alexnet.stall import StallDetector
 
@@ -41,6 +45,9 @@ class Training:
     colour_basis: Tensor | None
     dropout_generator: torch.Generator
     noise_generator: torch.Generator
+    ranks: Ranks = ALONE
+    forward: Callable[[Tensor], Tensor] | None = None  # of several ranks; else the model's
+    batch_images: int = 0  # of the whole batch, on all ranks
     step: int = 0
     colour_noise: bool = True
     reason: str = "start"
@@ -102,17 +109,23 @@ class Training:
         self.owes_evaluation, self.has_ended = state["owes_evaluation"], state["has_ended"]
 
 
-def start(recipe: Recipe, dataset: PackedDataset) -> Training:
+def start(recipe: Recipe, dataset: PackedDataset, ranks: Ranks = ALONE) -> Training:
     """Fresh weights, optimiser and schedule, as the recipe says; the seed decides the weights.
 
-    Raises UserError for a network or setting that does not fit the pictures.
+    Of several ranks, each takes its part of what one would have: the same weights, cut.
+    Raises UserError for a network or setting that does not fit the pictures or the ranks.
     """
-    device = find_device(recipe.system.device)
+    device = ranks.device(find_device(recipe.system.device))
     if recipe.system.threads:
         torch.set_num_threads(recipe.system.threads)
     network = with_dropout(find_network(recipe.network.name), recipe.network.dropout)
     seed = recipe.system.seed
     model = build(network, len(dataset.class_names), torch.Generator().manual_seed(seed))
+    model.to(torch.float64 if recipe.system.precision == "fp64" else torch.float32)
+    forward = None
+    if ranks.size > 1:
+        model = part = cut(model, ranks.columns, ranks.replicas)
+        forward = Replicas(part, ranks.replicas)
     model.to(device).to(memory_format=torch.channels_last)
     dropout_generator = torch.Generator(device).manual_seed(seed + 1)
     model.dropout_generator = dropout_generator
@@ -127,6 +140,9 @@ def start(recipe: Recipe, dataset: PackedDataset) -> Training:
         layer_weight_decay=recipe.layer_weight_decay,
         layer_lr=recipe.layer_lr,
     )
+    optimizer = PaperSGD(groups, momentum=settings.momentum)
+    if isinstance(model, PartAlexNet):
+        cut_optimizer(optimizer, model)
     basis = None
     if recipe.augment.colour != "none":
         basis = colour_basis(
@@ -138,7 +154,7 @@ def start(recipe: Recipe, dataset: PackedDataset) -> Training:
         recipe=recipe,
         device=device,
         model=model,
-        optimizer=PaperSGD(groups, momentum=settings.momentum),
+        optimizer=optimizer,
         schedule=make_schedule(recipe.schedule),
         detector=StallDetector(
             len(dataset.class_names),
@@ -155,6 +171,8 @@ def start(recipe: Recipe, dataset: PackedDataset) -> Training:
         colour_basis=basis,
         dropout_generator=dropout_generator,
         noise_generator=torch.Generator().manual_seed(seed + 2),
+        ranks=ranks,
+        forward=forward,
     )
 
 
@@ -189,15 +207,34 @@ def network_input(training: Training, batch: Batch) -> tuple[Tensor, Tensor]:
             augment.colour,
             augment.colour_strength,
         )
-    return images, batch.labels.to(device)
+    return in_precision(training, images), batch.labels.to(device)
+
+
+def in_precision(training: Training, images: Tensor) -> Tensor:
+    """Float images as the weights take them."""
+    return images.double() if training.recipe.system.precision == "fp64" else images
+
+
+def take_share(training: Training, batch_images: int) -> None:
+    """Say how many images the next whole batch has, of which this rank trains on its share."""
+    training.batch_images = batch_images
+    if isinstance(training.model, PartAlexNet):
+        training.model.take_share(batch_images)
 
 
 def train_step(training: Training, images: Tensor, labels: Tensor) -> Tensor:
-    """One update on the mean cross-entropy of a minibatch; its loss, still on the device."""
+    """One update on the mean cross-entropy of a minibatch; its loss, still on the device.
+
+    Of replicas, each returns its own images' share of the loss.
+    """
     training.optimizer.zero_grad(set_to_none=True)
     with autocast(training):
-        logits = training.model(images)
-    loss = F.cross_entropy(logits.float(), labels)
+        logits = (training.forward or training.model)(images)
+    logits = logits if logits.dtype == torch.float64 else logits.float()
+    if training.ranks.size == 1:
+        loss = F.cross_entropy(logits, labels)
+    else:
+        loss = share_of_loss(logits, labels, training.batch_images)
     loss.backward()  # type: ignore[no-untyped-call]
     training.optimizer.step()
     return loss.detach()

@@ -22,22 +22,33 @@ from rich.console import Console
 from torch import Tensor
 
 from alexnet import checkpoint
+from alexnet.columns import PartAlexNet, whole_model
 from alexnet.config import EvaluateConfig, Recipe
 from alexnet.dataset import PackedDataset, Split
 from alexnet.errors import UserError
 from alexnet.evaluate import evaluate_runs
-from alexnet.files import read_json, write_json
+from alexnet.files import read_json, sha256_of, write_json
 from alexnet.finetune import begin_from, told
-from alexnet.loader import Batch, batches, num_batches
-from alexnet.log import Display, RunLog, environment
+from alexnet.loader import Batch, batch_images, batches, num_batches
+from alexnet.log import Display, RunLog, SilentLog, environment
+from alexnet.parallel import ALONE, Ranks, code_sha256
 from alexnet.predictions import Predictions, mean_log_probability, predict, score
 from alexnet.randomness import permutation
-from alexnet.saving import Saver
+from alexnet.saving import Saver, SilentSaver
 from alexnet.schedule import set_rates
 from alexnet.stall import LayerScales, Stall, explain, layer_scales
-from alexnet.step import Training, autocast, network_input, start, train_step
+from alexnet.step import (
+    Training,
+    autocast,
+    in_precision,
+    network_input,
+    start,
+    take_share,
+    train_step,
+)
 from alexnet.stopping import Interrupted, on_stop_signal, resume_command
 from alexnet.weights import ModelCard, save_model
+from alexnet.workers import available_cores
 
 # Steps that are left out of the median rate: memory is still being laid out.
 WARM_UP_STEPS = 5
@@ -55,13 +66,16 @@ def train(
     resume: bool,
     console: Console,
     begin: Callable[[Training], None] | None = None,
+    ranks: Ranks = ALONE,
 ) -> dict[str, Any]:
     """Train by a recipe in a run folder, evaluate, and return what summary.json says.
 
-    `begin` may change the fresh weights and rates of a training that is not resumed.
+    `begin` may change the fresh weights and rates of a training that is not resumed. Of several
+    ranks, all call this alike; the first prints and writes, which the others see.
     Raises UserError, Interrupted (all saved) or Diverged (the last good checkpoint kept).
     """
-    training = start(recipe, dataset)
+    check_agreement(recipe, dataset, run, ranks)
+    training = start(recipe, dataset, ranks)
     say = partial(console.print, highlight=False, markup=False, soft_wrap=True)
     if resume:
         training.load_state_dict(checkpoint.load_newest(run / "checkpoints", say))
@@ -71,14 +85,19 @@ def train(
             begin_from(training, recipe.network.weights, dataset.class_ids)
         if begin is not None:
             begin(training)
-        write_json(run / "environment.json", _environment(training, dataset))
-    write_json(run / "recipe.json", recipe.as_dict())
-    (run / "checkpoints").mkdir(exist_ok=True)
-    log = RunLog(run, step=training.step, owes=training.owes_evaluation, warn=say)
+        if ranks.speaks:
+            write_json(run / "environment.json", _environment(training, dataset))
+    ranks.same(step=training.step)
+    if ranks.speaks:
+        write_json(run / "recipe.json", recipe.as_dict())
+        (run / "checkpoints").mkdir(exist_ok=True)
+    make_log = RunLog if ranks.speaks else SilentLog
+    log = make_log(run, step=training.step, owes=training.owes_evaluation, warn=say)
     total_steps = num_steps(recipe, len(dataset.splits["train"]))
     title = f"{recipe.name} on {dataset.name}"
     try:
-        log.write("resume" if resume else "start", training.step, total_steps=total_steps)
+        how = {"parallel": str(ranks.plan), "ranks": ranks.size} if ranks.size > 1 else {}
+        log.write("resume" if resume else "start", training.step, total_steps=total_steps, **how)
         with Display(total_steps, title, console=console) as display:
             display.start_at(training.step)
             if training.step >= total_steps:
@@ -91,13 +110,33 @@ def train(
             _loop(training, dataset, run, log, display, total_steps)
             display.say("evaluating")
         with on_stop_signal(lambda number: _interrupt(number, run)):
-            save_model(run / "model.safetensors", training.model, model_card(training, dataset))
+            weights = training.model.state_dict()
+            if ranks.speaks:
+                card = model_card(training, dataset)
+                save_model(run / "model.safetensors", training.model, card, weights)
+            ranks.everyone.wait("weights saved")
             summary = summarise(training, dataset, run, log)
-            write_json(run / "summary.json", summary)
+            if ranks.speaks:
+                write_json(run / "summary.json", summary)
         log.write("end", training.step, seconds=training.seconds)
     finally:
         log.close()
     return summary
+
+
+def check_agreement(recipe: Recipe, dataset: PackedDataset, run: Path, ranks: Ranks) -> None:
+    """Raises UserError when the ranks do not fit the recipe, or do not start from the same."""
+    if recipe.optimizer.batch_size < ranks.plan.replicas:
+        raise UserError(
+            f"a batch of {recipe.optimizer.batch_size} pictures has none for some of "
+            f"{ranks.plan.replicas} replicas; choose a larger --batch-size or fewer processes"
+        )
+    ranks.same(
+        recipe=recipe.as_dict(),
+        data={"dataset.json": sha256_of(dataset.path / "dataset.json")[:12]},
+        code={"alexnet": code_sha256()[:12], "torch": torch.__version__},
+    )
+    ranks.check_sees(run)
 
 
 # With fewer steps in all, the full-size networks have hardly left their first weights behind.
@@ -142,11 +181,14 @@ def _loop(
     total_steps: int,
 ) -> None:
     stopped: list[int] = []
-    saver = Saver(run / "checkpoints", training.recipe.system.keep_checkpoints)
+    make_saver = Saver if training.ranks.speaks else SilentSaver
+    saver = make_saver(run / "checkpoints", training.recipe.system.keep_checkpoints)
     with saver, on_stop_signal(stopped.append):
         try:
             _steps(training, dataset, saver, log, display, total_steps, stopped)
         except PicturesLost as lost:
+            if training.ranks.size > 1:
+                raise UserError(f"{lost}; the last checkpoint is kept") from lost
             log.write("stop", training.step, reason=str(lost))
             _save(training, saver)
             saver.finish()
@@ -174,7 +216,8 @@ def _steps(
     per_epoch = num_batches(recipe, len(split))
     pending = _Pending()
     last_checkpoint = time.monotonic()
-    if not checkpoint.available(saver.folder):
+    ranks = training.ranks
+    if not ranks.of_first(bool(checkpoint.available(saver.folder))):
         _save(training, saver)
         saver.finish()
     training.model.train()
@@ -191,22 +234,28 @@ def _steps(
         recipe,
         step=training.step,
         stop=total_steps,
-        threads=system.loader_threads,
+        rank=ranks.replicas.rank,
+        ranks=ranks.replicas.size,
+        threads=system.loader_threads or max(1, available_cores() // ranks.on_this_machine),
         device=training.device,
     )
     try:
         for batch in _unless_lost(feed):
             waited = time.perf_counter() - began
             _set_rates(training, per_epoch, log, display)
+            index = training.step % per_epoch
+            take_share(training, batch_images(recipe.optimizer.batch_size, len(split), index))
             images, labels = network_input(training, batch)
             _look_at_layers(training, per_epoch, images, labels, log, display)
             loss = train_step(training, images, labels)
             training.step += 1
-            pending.add(training, loss, len(labels), time.perf_counter() - began, waited)
+            pending.add(training, loss, training.batch_images, time.perf_counter() - began, waited)
             evaluates = due(training.step, recipe.evaluate.every_epochs * per_epoch)
-            stops = bool(stopped)  # looked at once: a later signal is for the next step
             minutes = (time.monotonic() - last_checkpoint) / 60
-            saves = stops or (minutes >= system.checkpoint_minutes and not saver.busy)
+            wants_save = minutes >= system.checkpoint_minutes and not saver.busy
+            # Looked at once: a later signal is for the next step.
+            stops, saves = _agreed(ranks, stopped, wants_save)
+            saves |= stops
             ends = training.step == total_steps
             if evaluates or saves or ends or due(training.step, system.log_steps):
                 pending.flush(training, per_epoch, log, display)
@@ -227,6 +276,18 @@ def _steps(
     except PicturesLost:
         pending.flush(training, per_epoch, log, display)
         raise
+
+
+def _agreed(ranks: Ranks, stopped: list[int], wants_save: bool) -> tuple[bool, bool]:
+    """Whether a rank was asked to stop, and whether the first wants to save."""
+    if ranks.size == 1:
+        return bool(stopped), wants_save
+    signal = stopped[0] if stopped else 0
+    wishes = torch.tensor([signal, int(wants_save and ranks.speaks)])
+    signal, saves = ranks.everyone.max(wishes, "wishes").tolist()
+    if signal and not stopped:
+        stopped.append(signal)
+    return bool(signal), bool(saves)
 
 
 def _unless_lost(feed: Iterator[Batch]) -> Iterator[Batch]:
@@ -267,7 +328,10 @@ class _Pending:
         On an accelerator, reading waits for the steps that still run: their time is shared out.
         """
         began = time.perf_counter()
-        values = [loss.item() for _, loss, *_ in self.steps]
+        values: list[float] = []
+        if self.steps:
+            losses = torch.stack([loss for _, loss, *_ in self.steps])
+            values = training.ranks.replicas.sum(losses, "losses").tolist()
         late = (time.perf_counter() - began) / max(len(self.steps), 1)
         self.losses = []
         for (step, _, rate, images, queued, waited), value in zip(self.steps, values, strict=True):
@@ -358,11 +422,22 @@ def _look_at_layers(
 
 
 def _scales(training: Training, images: Tensor, labels: Tensor) -> list[LayerScales]:
-    """Measure each layer, frozen ones too; nothing on a last minibatch of a single picture."""
-    if len(images) < 2:
+    """Measure each layer, frozen ones too; nothing on a last minibatch of a single picture.
+
+    Of several ranks, the first measures the whole network on the whole batch, for all.
+    """
+    ranks, model = training.ranks, training.model
+    if training.batch_images < 2:
         return []
-    training.model.requires_grad_(True)  # until the rates of the next step are set
-    return layer_scales(training.model, images, labels)
+    model.requires_grad_(True)  # until the rates of the next step are set
+    if not isinstance(model, PartAlexNet):
+        return layer_scales(model, images, labels)
+    whole = whole_model(model, training.device)
+    sizes = ranks.replicas.sizes(training.batch_images)
+    images = ranks.replicas.gather(images.contiguous(), 0, sizes, "images to measure")
+    labels = ranks.replicas.gather(labels, 0, sizes, "labels to measure")
+    found = layer_scales(whole, images, labels) if ranks.speaks else []
+    return ranks.of_first(found)
 
 
 def _tell(stall: Stall, scales: list[LayerScales], log: RunLog, display: Display) -> None:
@@ -434,7 +509,7 @@ def _evaluate(training: Training, split: Split, stopped: list[int]) -> Predictio
     """What the network says with one view. Raises _Stop when there is a signal in `stopped`."""
 
     def look(done: int, total: int) -> None:
-        if stopped:
+        if stopped and training.ranks.size == 1:  # of several, all have to come to the end
             raise _Stop
 
     training.model.eval()
@@ -447,6 +522,7 @@ def _evaluate(training: Training, split: Split, stopped: list[int]) -> Predictio
             batch_size=training.recipe.evaluate.batch_size,
             device=training.device,
             progress=look,
+            group=training.ranks.replicas,
         )
     finally:
         training.model.train()
@@ -459,7 +535,7 @@ class _Stop(Exception):
 def _logits_of(training: Training) -> Callable[[Tensor], Tensor]:
     def logits(crops: Tensor) -> Tensor:
         with autocast(training):
-            return training.model(crops)  # type: ignore[no-any-return]
+            return training.model(in_precision(training, crops))  # type: ignore[no-any-return]
 
     return logits
 
@@ -469,7 +545,8 @@ def _save(training: Training, saver: Saver, *, best: bool = False) -> None:
 
     The loss of a step is of the weights before it: it cannot tell what the step itself did.
     """
-    if not all_finite(training.model.parameters()):
+    broken = torch.tensor([not all_finite(training.model.parameters())], dtype=torch.uint8)
+    if training.ranks.everyone.max(broken, "weights are finite").item():
         raise Diverged(
             f"step {training.step}: weights are no longer finite; the last checkpoint is kept"
         )
@@ -515,6 +592,7 @@ def summarise(training: Training, dataset: PackedDataset, run: Path, log: RunLog
                 device=training.device,
                 precision=recipe.system.precision,
                 batch_size=recipe.evaluate.batch_size,
+                ranks=training.ranks,
             )
             counts = result.runs[0].errors.as_dict()
             evaluations.append({"split": split, "views": views, **counts})

@@ -8,7 +8,12 @@ cannot be fed wrongly preprocessed pictures.
 import hashlib
 import json
 import struct
+<<<<<<< HEAD
 from dataclasses import dataclass, field
+=======
+from collections.abc import Mapping
+from dataclasses import dataclass
+>>>>>>> 3da0d31 (Train on columns and replicas: one checkpoint format, the trajectory of one device)
 from pathlib import Path
 from typing import Any
 
@@ -55,14 +60,16 @@ class ModelCard:
         return len(self.class_names)
 
 
-def save_model(path: Path, model: AlexNet, card: ModelCard) -> None:
-    """Write the weights and the card, atomically."""
+def save_model(
+    path: Path, model: AlexNet, card: ModelCard, weights: Mapping[str, Tensor] | None = None
+) -> None:
+    """Write the weights, the model's unless given, and the card, atomically."""
     preprocessing = card.preprocessing
     tensors = {
         "mean_image": preprocessing.mean_image,
         "eigenvalues": card.eigenvalues,
         "eigenvectors": card.eigenvectors,
-        **{name: weight.float() for name, weight in model.state_dict().items()},
+        **{name: _float32(weight) for name, weight in (weights or model.state_dict()).items()},
     }
     described = {
         "format": FORMAT,
@@ -83,6 +90,11 @@ def save_model(path: Path, model: AlexNet, card: ModelCard) -> None:
     described["sha256"] = _checksum(described, tensors)
     # One text alone: several come in any order, and equal weights would not be equal files.
     write_bytes(path, save(tensors, {"card": json.dumps(described)}))
+
+
+def _float32(weight: Tensor) -> Tensor:
+    """What was trained in float64 is kept as everything else is; counts stay as they are."""
+    return weight.float() if weight.is_floating_point() else weight
 
 
 def _checksum(described: dict[str, Any], tensors: dict[str, Tensor]) -> str:
