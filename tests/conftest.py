@@ -13,6 +13,8 @@ import pytest
 import torch
 from hypothesis import settings
 
+from ranks import Crew
+
 REPOSITORY = Path(__file__).resolve().parents[1]
 
 # The same examples in every run, and no limit on their time: a test suite asserts no time.
@@ -40,6 +42,15 @@ def data_file() -> Callable[[str], Path]:
         return path
 
     return find
+
+
+@pytest.fixture(scope="session")
+def crew(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Crew]:
+    """Four processes that work as ranks."""
+    os.environ["ALEXNET_CACHE"] = str(tmp_path_factory.getbasetemp() / "cache")
+    crew = Crew(4)
+    yield crew
+    crew.stop()
 
 
 @pytest.fixture(autouse=True)

@@ -4,7 +4,6 @@ In float64, with two and four processes over loopback. The networks have the pap
 few kernels; records/2026-11-20_columns shows the same of the full ones.
 """
 
-from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
@@ -21,13 +20,6 @@ from alexnet.parallel import Ranks
 from ranks import Crew
 
 IMAGES, CLASSES, STEPS = 6, 7, 4
-
-
-@pytest.fixture(scope="module")
-def crew() -> Iterator[Crew]:
-    crew = Crew(4)
-    yield crew
-    crew.stop()
 
 
 def few_kernels(name: str, columns: int = 2) -> Network:

@@ -16,6 +16,7 @@ Not here: which images are whose (`loader.py`, `columns.PartAlexNet.take_share`)
 from typing import Any
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
@@ -53,7 +54,6 @@ class Replicas:
         wrapped = DistributedDataParallel(
             self.module,
             process_group=self.group.engine,
-            broadcast_buffers=False,
             gradient_as_bucket_view=True,
             bucket_cap_mb=BUCKET_MB,
         )
@@ -61,7 +61,7 @@ class Replicas:
         return wrapped
 
 
-def _sum_bucket(group: Group, bucket: Any) -> torch.futures.Future[Tensor]:
+def _sum_bucket(group: Group, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:
     """What DDP asks for each bucket: a sum without its division, as the losses are shares."""
     work, _ = group.start_sum(bucket.buffer(), "gradients")
     future: torch.futures.Future[Any] = work.get_future()
