@@ -73,6 +73,7 @@ def copy_layers(model: AlexNet, source: TrainedAlexNet, class_ids: Sequence[str]
         for name in names:
             own[name].copy_(other[name] if rows is None else other[name][rows])
         copied.append(layer)
+    model.load_state_dict(own)  # a column's `own` is the whole network's, which it cuts
     return copied
 
 

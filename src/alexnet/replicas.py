@@ -61,7 +61,10 @@ class Replicas:
         return wrapped
 
 
-def _sum_bucket(group: Group, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:
+def _sum_bucket(
+    group: Group,
+    bucket: dist.GradBucket,  # type: ignore[name-defined]
+) -> torch.futures.Future[Tensor]:
     """What DDP asks for each bucket: a sum without its division, as the losses are shares."""
     work, _ = group.start_sum(bucket.buffer(), "gradients")
     future: torch.futures.Future[Any] = work.get_future()
