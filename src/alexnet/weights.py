@@ -8,12 +8,8 @@ cannot be fed wrongly preprocessed pictures.
 import hashlib
 import json
 import struct
-<<<<<<< HEAD
-from dataclasses import dataclass, field
-=======
 from collections.abc import Mapping
-from dataclasses import dataclass
->>>>>>> 3da0d31 (Train on columns and replicas: one checkpoint format, the trajectory of one device)
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
