@@ -12,6 +12,7 @@ import os
 import sys
 import traceback
 from collections.abc import Callable
+from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any
 
@@ -42,13 +43,16 @@ class Crew:
         plan = parse(way, size)
         for pipe in self.pipes:
             pipe.send((plan, function, arguments))
-        answers = []
-        for rank, pipe in enumerate(self.pipes):
-            assert pipe.poll(SECONDS), f"rank {rank} does not answer"
-            answers.append(torch.load(io.BytesIO(pipe.recv_bytes()), weights_only=False))
-        failures = [text for is_good, text in answers if not is_good]
-        assert not failures, "\n".join(failures)
-        return [value for _, value in answers[:size]]
+        answers: dict[Any, Any] = {}
+        while len(answers) < len(self.pipes):
+            waiting = [pipe for pipe in self.pipes if pipe not in answers]
+            ready = wait(waiting, SECONDS)
+            assert ready, f"ranks do not answer: {[self.pipes.index(pipe) for pipe in waiting]}"
+            for pipe in ready:
+                saved = io.BytesIO(pipe.recv_bytes())
+                is_good, answers[pipe] = torch.load(saved, weights_only=False)
+                assert is_good, f"rank {self.pipes.index(pipe)}: {answers[pipe]}"
+        return [answers[pipe] for pipe in self.pipes[:size]]
 
     def stop(self) -> None:
         for pipe, process in zip(self.pipes, self.processes, strict=True):
@@ -73,7 +77,7 @@ def _work(pipe: Any, port: int, rank: int, size: int) -> None:
     while True:
         try:
             plan, function, arguments = pipe.recv()
-        except EOFError:
+        except (EOFError, ConnectionResetError):
             watch.stop()
             return
         first = dist.new_group(list(range(plan.replicas * plan.columns)))

@@ -5,6 +5,7 @@ few kernels; records/2026-11-20_columns shows the same of the full ones.
 """
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -59,11 +60,13 @@ def learn(model: AlexNet, network: Network, steps: int = STEPS) -> dict[str, obj
     if hasattr(model, "take_share"):
         cut_optimizer(optimizer, model)
         model.take_share(len(images))
-    found: dict[str, object] = {}
+    found: dict[str, Any] = {}
     for step in range(steps):
         optimizer.zero_grad()
         logits = model(images)
-        F.cross_entropy(logits, labels).backward()
+        loss = F.cross_entropy(logits, labels)
+        loss.backward()
+        found.setdefault("losses", []).append(loss.item())
         if step == 0:
             found["logits"] = logits.detach()
             found["gradients"] = {n: w.grad.clone() for n, w in model.named_parameters()}

@@ -24,6 +24,7 @@ LEVELS = [
     {"checkpoint", "config", "differences", "drawing", "listing", "log", "model", "packing"},
     {"archives", "describe", "examine", "pictures", "recipes", "saving", "trained"} | {"columns"},
     {"replicas"},
+    {"hybrid"},
     {"audit", "dataset", "gather", "imagenet", "weights"},
     {"contact", "kinds", "loader", "predictions"},
     {"results", "retrieval", "sources", "step"},

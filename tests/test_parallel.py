@@ -28,6 +28,7 @@ from ranks import Crew
 # 33 pictures in a minibatch, and one in the last: parts differ in size, and some ranks get none.
 STEPS = 6
 WAYS = [("columns=2", 2), ("data=2", 2), ("columns=2,data=2", 4), ("data=4", 4)]
+WAYS += [("hybrid", 2), ("hybrid", 4)]
 
 
 def small_recipe(steps: int = STEPS, **system: object) -> Recipe:

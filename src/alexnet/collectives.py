@@ -121,7 +121,7 @@ class Group:
         if self.size == 1:
             return lambda: part
         memory = _memory_format(part)
-        sent = part.contiguous(memory_format=memory)
+        sent = part.detach().contiguous(memory_format=memory)
         shapes = [(*part.shape[:dim], size, *part.shape[dim + 1 :]) for size in sizes]
         counts = [prod(shape) for shape in shapes]
         received = part.new_empty(sum(counts))

@@ -79,13 +79,18 @@ def cut(whole: AlexNet, columns: Group = ALONE, replicas: Group = ALONE) -> "Par
     """
     check_cut(whole.network, whole.num_classes, columns.size, replicas.size)
     part = PartAlexNet(whole.network, whole.num_classes, columns, replicas)
+    fill(part, whole)
+    return part
+
+
+def fill(part: "PartAlexNet", whole: AlexNet) -> None:
+    """Give a part its weights of a network, and what else belongs to it."""
     own = {name: part.own(name, weight.detach()) for name, weight in whole.named_parameters()}
     for name, weight in own.items():
         layer, _, kind = name.rpartition(".")
         copy = weight.clone(memory_format=torch.preserve_format)
         setattr(part.get_submodule(layer), kind, nn.Parameter(copy))
     part.dropout_generator, part.kernels = whole.dropout_generator, whole.kernels
-    return part
 
 
 def whole_model(part: "PartAlexNet", device: torch.device) -> AlexNet:
@@ -111,15 +116,26 @@ class PartAlexNet(AlexNet):
         self.group, self.replicas = columns, replicas
         self.columns = network.columns // columns.size
         self.share, self.batch_images = slice(0, 0), 0
-        if columns.size > 1:
-            for layer in network.layers:
+        for layer in network.layers:
+            if self.group_of(layer.name).size > 1:
                 self.add_module(layer.name, self._own_layer(layer))
+        if self.is_cut:
             self.register_state_dict_post_hook(_merge_weights)  # type: ignore[no-untyped-call]
             self.register_load_state_dict_pre_hook(_cut_weights)  # type: ignore[no-untyped-call]
 
+    @property
+    def is_cut(self) -> bool:
+        """Whether a layer here is a part of one."""
+        return any(self.group_of(name).size > 1 for name in self.layer_names)
+
+    def group_of(self, layer_name: str) -> Group:
+        """The ranks among which a layer is cut."""
+        return self.group
+
     def _own_layer(self, layer: Layer) -> nn.Module:
         shape, device = self.shapes[layer.name], torch.device("meta")
-        outputs = self.group.sizes(shape.output[0])[self.group.rank]
+        group = self.group_of(layer.name)
+        outputs = group.sizes(shape.output[0])[group.rank]
         whole = self.get_submodule(layer.name)
         if isinstance(layer, Full):
             return nn.Linear(cast(nn.Linear, whole).in_features, outputs, device=device)
@@ -137,12 +153,12 @@ class PartAlexNet(AlexNet):
         logits = super().forward(images)
         if self.group.size == 1:
             return logits
-        return _gather_logits(logits, self.group, self.group.sizes(self.num_classes))
+        return gather_logits(logits, self.group, self.group.sizes(self.num_classes))
 
     def _linear(self, layer: Layer, x: Tensor) -> Tensor:
         if self.group.size > 1 and layer.name in self.network.meets_before():
             sizes = self.group.sizes(self.shapes[layer.name].input[0])
-            x = _meet(x, self.group, sizes, layer.name)
+            x = meet(x, self.group, sizes, layer.name)
         return super()._linear(layer, x)
 
     def _dropout(self, step: Dropout, x: Tensor, layer: Layer) -> Tensor:
@@ -160,13 +176,14 @@ class PartAlexNet(AlexNet):
 
     def own(self, name: str, whole: Tensor) -> Tensor:
         """This rank's part of a parameter, or of anything that has its shape."""
-        return whole[self.group.own(len(whole))]
+        return whole[self.group_of(name.rpartition(".")[0]).own(len(whole))]
 
     def merged(self, name: str, own: Tensor) -> Tensor:
         """The whole of a parameter, or of anything that has its shape, from all columns."""
         layer = name.rpartition(".")[0]
-        sizes = self.group.sizes(self.shapes[layer].output[0])
-        return self.group.gather(own.detach(), 0, sizes, f"{name} merged")
+        group = self.group_of(layer)
+        sizes = group.sizes(self.shapes[layer].output[0])
+        return group.gather(own.detach(), 0, sizes, f"{name} merged")
 
 
 def _merge_weights(module: nn.Module, state: dict[str, Any], *_: Any) -> None:
@@ -184,7 +201,7 @@ def _cut_weights(module: nn.Module, state: dict[str, Any], *_: Any) -> None:
 
 def cut_optimizer(optimizer: torch.optim.Optimizer, part: PartAlexNet) -> None:
     """Let an optimiser of the part give and take the state that it would have on one device."""
-    if part.group.size == 1:
+    if not part.is_cut:
         return
 
     def merge(_: Any, state: dict[str, Any]) -> dict[str, Any]:
@@ -212,13 +229,12 @@ def _each_tensor(state: dict[str, Any], change: Any) -> dict[str, Any]:
 # --- Exchanges that gradients come back from ----------------------------------------------------
 
 
-def _meet(x: Tensor, group: Group, sizes: list[int], layer: str) -> Tensor:
+def meet(x: Tensor, group: Group, sizes: list[int], layer: str) -> Tensor:
+    """All ranks' maps or units from each one's own: (B, c, ...) -> (B, C, ...)."""
     return _Meet.apply(x, group, sizes, layer)  # type: ignore[no-any-return]
 
 
 class _Meet(torch.autograd.Function):
-    """All columns' maps or units from each column's own: (B, c, ...) -> (B, C, ...)."""
-
     @staticmethod
     def forward(ctx, own, group, sizes, layer):  # type: ignore[no-untyped-def]
         ctx.group, ctx.sizes, ctx.layer = group, sizes, layer
@@ -230,13 +246,12 @@ class _Meet(torch.autograd.Function):
         return own, None, None, None
 
 
-def _gather_logits(own: Tensor, group: Group, sizes: list[int]) -> Tensor:
+def gather_logits(own: Tensor, group: Group, sizes: list[int]) -> Tensor:
+    """As `meet`, where each rank goes on to compute the same: its own gradient is all there is."""
     return _GatherLogits.apply(own, group, sizes)  # type: ignore[no-any-return]
 
 
 class _GatherLogits(torch.autograd.Function):
-    """As `_Meet`, where each column goes on to compute the same: its gradient is all there is."""
-
     @staticmethod
     def forward(ctx, own, group, sizes):  # type: ignore[no-untyped-def]
         ctx.own = group.own(sum(sizes))

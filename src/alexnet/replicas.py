@@ -13,6 +13,7 @@ image of a batch of 128. Of columns, each rank sums its own half.
 Not here: which images are whose (`loader.py`, `columns.PartAlexNet.take_share`).
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -23,6 +24,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 from alexnet.collectives import Group
 from alexnet.columns import PartAlexNet
+
+Autocast = Callable[[], torch.autocast]
 
 BUCKET_MB = 25  # PyTorch's own choice
 
@@ -49,6 +52,14 @@ class Replicas:
             self._wrapped = self._wrap() if learning else self.module
         return self._wrapped(images)  # type: ignore[no-any-return]
 
+    def gradients(self, images: Tensor, labels: Tensor, autocast: Autocast) -> Tensor:
+        """Leave the gradients of the whole batch's loss; return these images' share of it."""
+        with autocast():
+            logits = self(images)
+        loss = share_of_loss(logits, labels, self.part.batch_images)
+        loss.backward()  # type: ignore[no-untyped-call]
+        return loss.detach()
+
     def _wrap(self) -> torch.nn.Module:
         self.group.wait("replicas begin")
         wrapped = DistributedDataParallel(
@@ -73,4 +84,5 @@ def _sum_bucket(
 
 def share_of_loss(logits: Tensor, labels: Tensor, batch_images: int) -> Tensor:
     """These images' share of the mean cross-entropy of a batch of so many images."""
+    logits = logits if logits.dtype == torch.float64 else logits.float()
     return F.cross_entropy(logits, labels, reduction="sum") / batch_images

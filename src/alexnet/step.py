@@ -7,7 +7,6 @@ Not here: the order of a whole training (`train.py`).
 """
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,12 +20,13 @@ from alexnet.columns import PartAlexNet, cut, cut_optimizer
 from alexnet.config import Recipe
 from alexnet.dataset import PackedDataset
 from alexnet.errors import UserError
+from alexnet.hybrid import Hybrid, cut_hybrid
 from alexnet.loader import Batch
 from alexnet.model import AlexNet, build
 from alexnet.networks import find_network, with_dropout
 from alexnet.optim import PaperSGD, parameter_groups
 from alexnet.parallel import ALONE, Ranks
-from alexnet.replicas import Replicas, share_of_loss
+from alexnet.replicas import Replicas
 from alexnet.schedule import Schedule, make_schedule
 from alexnet.stall import StallDetector
 
@@ -46,7 +46,7 @@ class Training:
     dropout_generator: torch.Generator
     noise_generator: torch.Generator
     ranks: Ranks = ALONE
-    forward: Callable[[Tensor], Tensor] | None = None  # of several ranks; else the model's
+    parts: Replicas | Hybrid | None = None  # how several ranks find a gradient together
     batch_images: int = 0  # of the whole batch, on all ranks
     step: int = 0
     colour_noise: bool = True
@@ -122,10 +122,13 @@ def start(recipe: Recipe, dataset: PackedDataset, ranks: Ranks = ALONE) -> Train
     seed = recipe.system.seed
     model = build(network, len(dataset.class_names), torch.Generator().manual_seed(seed))
     model.to(torch.float64 if recipe.system.precision == "fp64" else torch.float32)
-    forward = None
-    if ranks.size > 1:
-        model = part = cut(model, ranks.columns, ranks.replicas)
-        forward = Replicas(part, ranks.replicas)
+    parts: Replicas | Hybrid | None = None
+    if ranks.plan.hybrid:
+        model = part = cut_hybrid(model, ranks.everyone)
+        parts = Hybrid(part)
+    elif ranks.size > 1:
+        model = cut(model, ranks.columns, ranks.replicas)
+        parts = Replicas(model, ranks.replicas)
     model.to(device).to(memory_format=torch.channels_last)
     dropout_generator = torch.Generator(device).manual_seed(seed + 1)
     model.dropout_generator = dropout_generator
@@ -172,7 +175,7 @@ def start(recipe: Recipe, dataset: PackedDataset, ranks: Ranks = ALONE) -> Train
         dropout_generator=dropout_generator,
         noise_generator=torch.Generator().manual_seed(seed + 2),
         ranks=ranks,
-        forward=forward,
+        parts=parts,
     )
 
 
@@ -228,14 +231,14 @@ def train_step(training: Training, images: Tensor, labels: Tensor) -> Tensor:
     Of replicas, each returns its own images' share of the loss.
     """
     training.optimizer.zero_grad(set_to_none=True)
-    with autocast(training):
-        logits = (training.forward or training.model)(images)
-    logits = logits if logits.dtype == torch.float64 else logits.float()
-    if training.ranks.size == 1:
-        loss = F.cross_entropy(logits, labels)
+    if training.parts is not None:
+        loss = training.parts.gradients(images, labels, lambda: autocast(training))
     else:
-        loss = share_of_loss(logits, labels, training.batch_images)
-    loss.backward()  # type: ignore[no-untyped-call]
+        with autocast(training):
+            logits = training.model(images)
+        logits = logits if logits.dtype == torch.float64 else logits.float()
+        loss = F.cross_entropy(logits, labels)
+        loss.backward()  # type: ignore[no-untyped-call]
     training.optimizer.step()
     return loss.detach()
 

@@ -506,10 +506,15 @@ def first_of(split: Split, settings: EvaluateConfig) -> Split:
 
 
 def _evaluate(training: Training, split: Split, stopped: list[int]) -> Predictions:
-    """What the network says with one view. Raises _Stop when there is a signal in `stopped`."""
+    """What the network says with one view. Raises _Stop when there is a signal in `stopped`.
+
+    Columns look at the same pictures together, replicas at different ones; of the hybrid, the
+    network itself shares them out.
+    """
+    ranks = training.ranks
 
     def look(done: int, total: int) -> None:
-        if stopped and training.ranks.size == 1:  # of several, all have to come to the end
+        if stopped and ranks.size == 1:  # of several, all have to come to the end
             raise _Stop
 
     training.model.eval()
@@ -522,7 +527,7 @@ def _evaluate(training: Training, split: Split, stopped: list[int]) -> Predictio
             batch_size=training.recipe.evaluate.batch_size,
             device=training.device,
             progress=look,
-            group=training.ranks.replicas,
+            group=ALONE.everyone if ranks.plan.hybrid else ranks.replicas,
         )
     finally:
         training.model.train()
