@@ -120,9 +120,9 @@ def window_of(
 def run(chain: Chain, x: Tensor, dy: Array, columns: int) -> tuple[Array, Array]:
     leaf = x.detach().requires_grad_()
     y = fused.apply(chain, leaf, columns, "fused")
-    (dx,) = torch.autograd.grad(y, leaf, torch.from_numpy(dy).to(y.dtype))
+    (dx,) = torch.autograd.grad(y, leaf, torch.from_numpy(dy).to(y))
     assert dx.dtype == y.dtype == x.dtype
-    return y.detach().double().numpy(), dx.double().numpy()
+    return y.detach().double().cpu().numpy(), dx.double().cpu().numpy()
 
 
 def grid(shape: tuple[int, ...], seed: int, steps: int, scale: float) -> Tensor:

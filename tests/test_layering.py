@@ -18,7 +18,7 @@ LEVELS = [
     {"augment", "files", "likeness", "networks", "optim", "schedule", "shapes", "tables"}
     | {"workers"}
     | {"parallel"},
-    {"native"},
+    {"native", "triton_kernels"},
     {"chain_op"},
     {"fused"},
     {"checkpoint", "config", "differences", "drawing", "listing", "log", "model", "packing"},

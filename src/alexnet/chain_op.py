@@ -1,8 +1,9 @@
 """A ReLU, a norm, a max pool and a ReLU as one operation of `torch.library`, with its gradient.
 
-`chain` is what autograd, `torch.compile` and `torch.export` see; on a CPU it calls `fused.cpp`.
-Maps are channels last, in float32 or bfloat16; the arithmetic is float32 inside. Saved for the
-backward pass are the input and one byte per window: the position of its largest unit.
+`chain` is what autograd, `torch.compile` and `torch.export` see. It calls `fused.cpp` on a CPU,
+`triton_kernels.py` on CUDA. Maps are channels last, in float32 or bfloat16; the arithmetic is
+float32 inside. Saved for the backward pass are the input and one byte per window: the position of
+its largest unit.
 
 Not here: which steps of a network become a chain, and when it is fused (`fused.py`).
 """
@@ -23,7 +24,7 @@ MOST_WINDOWS = 16
 MOST_SIZE = 9  # of a norm: half of it fits the narrowest vectors, of four floats
 
 
-class _Chain(ctypes.Structure):
+class Described(ctypes.Structure):
     """`Chain` of fused.cpp."""
 
     _fields_ = [
@@ -34,13 +35,20 @@ class _Chain(ctypes.Structure):
     ]
 
 
-def _call(function: str, described: _Chain, *tensors: Tensor) -> None:
-    """Call a function of the library; an empty tensor is passed as no address."""
-    places = [ctypes.c_void_p(part.data_ptr() if part.numel() else None) for part in tensors]
-    getattr(native.compiled("fused.cpp"), function)(ctypes.byref(described), *places)
+def _call(name: str, described: Described, x: Tensor, *tensors: Tensor) -> None:
+    """Run "forward" or "backward" on the device of the tensors, of which x gives the dtype."""
+    if x.is_cuda:
+        from alexnet import triton_kernels
+
+        getattr(triton_kernels, name)(described, x, *tensors)
+        return
+    # An empty tensor is passed as no address.
+    places = [ctypes.c_void_p(t.data_ptr() if t.numel() else None) for t in (x, *tensors)]
+    function = getattr(native.compiled("fused.cpp"), f"{name}_{DTYPES[x.dtype]}")
+    function(ctypes.byref(described), *places)
 
 
-@torch.library.custom_op("alexnet::chain", mutates_args=(), device_types="cpu")
+@torch.library.custom_op("alexnet::chain", mutates_args=(), device_types=("cpu", "cuda"))
 def chain(
     x: Tensor,
     relu_before: bool,
@@ -59,7 +67,7 @@ def chain(
     arguments = (relu_before, norm, size, alpha, beta, k, columns, pool_size, pool_stride)
     y, index = _outputs(x, pool_size, pool_stride, training)
     described = _describe(x, *arguments, relu_after)
-    _call(f"forward_{DTYPES[x.dtype]}", described, x, y, index)
+    _call("forward", described, x, y, index)
     return y, index
 
 
@@ -69,7 +77,7 @@ def _(x: Tensor, *settings: Any) -> tuple[Tensor, Tensor]:
     return _outputs(x, pool_size, pool_stride, training)
 
 
-@torch.library.custom_op("alexnet::chain_backward", mutates_args=(), device_types="cpu")
+@torch.library.custom_op("alexnet::chain_backward", mutates_args=(), device_types=("cpu", "cuda"))
 def chain_backward(
     dy: Tensor,
     x: Tensor,
@@ -89,7 +97,7 @@ def chain_backward(
     dx = torch.empty_like(x)
     described = _describe(x, *arguments, relu_after)
     dy = dy.to(x.dtype).contiguous(memory_format=torch.channels_last)
-    _call(f"backward_{DTYPES[x.dtype]}", described, dy, x, index, dx)
+    _call("backward", described, dy, x, index, dx)
     return dx
 
 
@@ -135,9 +143,9 @@ def _describe(
     pool_size: int,
     pool_stride: int,
     relu_after: bool,
-) -> _Chain:
+) -> Described:
     images, maps, height, width = x.shape
-    return _Chain(
+    return Described(
         images=images,
         height=height,
         width=width,

@@ -2,18 +2,19 @@
 
 `split` cuts the steps after a layer into the longest chains that one kernel can do: a ReLU, a
 norm, a max pool and a ReLU, each where it is there, in this order. `apply` runs a chain: fused
-(`fused.cpp` on a CPU) where that is possible, else by the plain functions of `layers.py`, which it
-equals up to rounding. The kernels compute in float32, save the input and one byte per window, and
-are one operation to autograd and to `torch.compile`.
+(C++ on a CPU, Triton on CUDA) where that is possible, else by the plain functions of `layers.py`,
+which it equals up to rounding. The kernels compute in float32, save the input and one byte per
+window, and are one operation to autograd and to `torch.compile`.
 
 Not here: that operation (`chain_op.py`).
 """
 
 import functools
+import importlib.util
 import os
 import sys
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -92,22 +93,36 @@ def apply(chain: Chain, x: Tensor, columns: int, kernels: Kernels = "auto") -> T
     """
     if not (is_fusable(chain, x, columns) and has_kernels(x.device.type, kernels)):
         return chain.plain(x, columns)
-    norm, pool = chain.norm, chain.pool
+    if x.is_cuda and isinstance(chain.norm, SpatialNorm) and chain.pool is not None:
+        normed = _fused(replace(chain, pool=None, relu_after=False), x, columns)
+        return _fused(Chain(pool=chain.pool, relu_after=chain.relu_after), normed, columns)
+    return _fused(chain, x, columns)
+
+
+def _fused(chain: Chain, x: Tensor, columns: int) -> Tensor:
     y: Tensor = chain_op.chain(
         x.contiguous(memory_format=torch.channels_last),
-        chain.relu_before,
-        {type(None): 0, ResponseNorm: 1, SpatialNorm: 2}[type(norm)],
-        norm.size if norm else 0,
-        norm.alpha if norm else 0.0,
-        norm.beta if norm else 0.0,
-        norm.k if norm else 1.0,
-        columns if isinstance(norm, ResponseNorm) and norm.per_column else 1,
-        pool.size if pool else 0,
-        pool.stride if pool else 0,
-        chain.relu_after,
-        torch.is_grad_enabled() and x.requires_grad,
+        **settings(chain, columns),
+        training=torch.is_grad_enabled() and x.requires_grad,
     )[0]
     return y
+
+
+def settings(chain: Chain, columns: int) -> dict[str, Any]:
+    """A chain as the arguments of `chain_op.chain`."""
+    norm, pool = chain.norm, chain.pool
+    return {
+        "relu_before": chain.relu_before,
+        "norm": {type(None): 0, ResponseNorm: 1, SpatialNorm: 2}[type(norm)],
+        "size": norm.size if norm else 0,
+        "alpha": norm.alpha if norm else 0.0,
+        "beta": norm.beta if norm else 0.0,
+        "k": norm.k if norm else 1.0,
+        "columns": columns if isinstance(norm, ResponseNorm) and norm.per_column else 1,
+        "pool_size": pool.size if pool else 0,
+        "pool_stride": pool.stride if pool else 0,
+        "relu_after": chain.relu_after,
+    }
 
 
 def is_fusable(chain: Chain, x: Tensor, columns: int) -> bool:
@@ -117,6 +132,8 @@ def is_fusable(chain: Chain, x: Tensor, columns: int) -> bool:
         return False
     if norm is not None and not _is_ordinary(norm):
         return False
+    if x.is_cuda and x.shape[1] // columns % 2:
+        return False  # there the maps go in pairs
     return pool is None or _is_overlapping(pool, min(x.shape[2:]))
 
 
@@ -140,9 +157,9 @@ def has_kernels(device: str, kernels: Kernels = "auto") -> bool:
     Says once why not. Raises UserError where "fused" is asked for and not to be had.
     """
     chosen = kernels if kernels != "auto" else _from_environment()
-    if chosen == "plain" or device != "cpu":
+    if chosen == "plain" or device not in ("cpu", "cuda"):
         return False
-    reason = _reason_against()
+    reason = _reason_against(device)
     if reason and chosen == "fused":
         raise UserError(f"kernels cannot be fused: {reason}; or take system.kernels=plain")
     return not reason
@@ -161,11 +178,38 @@ def _from_environment() -> str:
 
 
 @functools.cache
-def _reason_against() -> str:
-    """Why the CPU's kernels cannot be had, said once; empty if they can."""
+def _reason_against(device: str) -> str:
+    """Why a device's kernels cannot be had, said once; empty if they can."""
+    reason = _reason_on_cuda() if device == "cuda" else _reason_on_cpu()
+    if reason:
+        print(f"alexnet: slower norms and pools: {reason}", file=sys.stderr)
+    return reason
+
+
+def _reason_on_cpu() -> str:
     try:
         native.compiled("fused.cpp")
     except UserError as error:
-        print(f"alexnet: slower norms and pools: {error}", file=sys.stderr)
         return str(error)
+    return ""
+
+
+def _reason_on_cuda() -> str:
+    """Compares kernels and plain chains: the tests have seen the kernels interpreted only."""
+    if importlib.util.find_spec("triton") is None:
+        return "triton is not installed"
+    for chain in (Chain(True, ResponseNorm(), Pool()), Chain(norm=SpatialNorm())):
+        generator = torch.Generator().manual_seed(0)
+        x = (20 * torch.randn(2, 96, 9, 9, generator=generator)).cuda().requires_grad_()
+        exact = x.detach().double().requires_grad_()
+        expected = chain.plain(exact, 2)
+        try:
+            y = _fused(chain, x, 2)
+            (dx,) = torch.autograd.grad(y.square().sum(), x)
+        except Exception as error:
+            return f"Triton's kernels fail: {str(error).splitlines()[0]}"
+        (exact_dx,) = torch.autograd.grad(expected.square().sum(), exact)
+        for actual, wanted in ((y, expected), (dx, exact_dx)):
+            if not (actual - wanted).abs().max() < 1e-3 * wanted.abs().max():
+                return "Triton's kernels disagree with the plain functions on this GPU"
     return ""

@@ -20,6 +20,7 @@ from alexnet.columns import PartAlexNet, cut, cut_optimizer
 from alexnet.config import Recipe
 from alexnet.dataset import PackedDataset
 from alexnet.errors import UserError
+from alexnet.fused import has_kernels
 from alexnet.hybrid import Hybrid, cut_hybrid
 from alexnet.loader import Batch
 from alexnet.model import AlexNet, build
@@ -133,6 +134,7 @@ def start(recipe: Recipe, dataset: PackedDataset, ranks: Ranks = ALONE) -> Train
     dropout_generator = torch.Generator(device).manual_seed(seed + 1)
     model.dropout_generator = dropout_generator
     model.kernels = recipe.system.kernels
+    has_kernels(device.type, model.kernels)  # compiles them now, or says why not
     settings, found = recipe.optimizer, dataset.statistics
     groups = parameter_groups(
         model,
