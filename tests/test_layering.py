@@ -22,7 +22,8 @@ LEVELS = [
     {"chain_op"},
     {"fused"},
     {"checkpoint", "config", "differences", "drawing", "listing", "log", "model", "packing"},
-    {"archives", "describe", "examine", "pictures", "recipes", "saving", "trained"} | {"columns"},
+    {"archives", "describe", "examine", "pictures", "recipes", "saving", "trained"} | {"columns"}
+    | {"scaling"},
     {"replicas"},
     {"hybrid"},
     {"audit", "dataset", "gather", "imagenet", "weights"},
