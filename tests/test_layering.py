@@ -22,13 +22,14 @@ LEVELS = [
     {"chain_op"},
     {"fused"},
     {"checkpoint", "config", "differences", "drawing", "listing", "log", "model", "packing"},
-    {"archives", "describe", "examine", "pictures", "recipes", "saving", "trained"} | {"columns"}
+    {"archives", "describe", "examine", "pictures", "recipes", "saving", "trained"}
+    | {"columns"}
     | {"scaling"},
     {"replicas"},
     {"hybrid"},
     {"audit", "dataset", "gather", "imagenet", "weights"},
     {"contact", "kinds", "loader", "predictions"},
-    {"results", "retrieval", "sources", "step"},
+    {"results", "retrieval", "sources", "step"} | {"bench_scaling", "scaling_ranks"},
     {"finetune"},
     {"prepare"},
     {"builtin", "stream"},

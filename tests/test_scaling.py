@@ -8,16 +8,16 @@ from alexnet.describe import describe_network
 from alexnet.errors import UserError
 from alexnet.networks import find_network
 from alexnet.parallel import Plan
-from alexnet.scaling import Link, Speed, crossings, plans, predict_step
+from alexnet.scaling import Link, Links, Speed, crossings, plans, predict_step
 
 # Units before the layers where the two columns meet: pool2, pool5, fc6, fc7 (Figure 2).
 MEETING_UNITS = 256 * 13 * 13 + 256 * 6 * 6 + 4096 + 4096
 CONV_PARAMETERS = 34_944 + 307_456 + 885_120 + 663_936 + 442_624
 PARAMETERS = 60_965_224
-NO_COST = Link(0.0, float("inf"))
+NO_COST = Links.alike(Link(0.0, float("inf")))
 
 
-def received(plan: Sharing, batch_size: int = 128, network: str = "paper") -> float:
+def received(plan: Plan, batch_size: int = 128, network: str = "paper") -> float:
     return sum(c.received_bytes for c in crossings(network, plan, batch_size))
 
 
@@ -47,7 +47,7 @@ def test_replicas_sum_gradients_in_a_ring_whatever_the_batch() -> None:
 
 def test_columns_and_replicas_sum_a_columns_gradients_alone() -> None:
     found = crossings("paper", Plan(2, columns=2), 128)
-    ring = [c for c in found if c.overlaps]
+    ring = [c for c in found if c.kind == "sum"]
     assert [c.received_bytes for c in ring] == [PARAMETERS / 2 * 4]
     assert received(Plan(2, columns=2)) - ring[0].received_bytes == pytest.approx(
         received(Plan(columns=2), 64)
@@ -56,9 +56,9 @@ def test_columns_and_replicas_sum_a_columns_gradients_alone() -> None:
 
 def test_the_hybrid_sends_activations_of_the_fully_connected_layers_instead_of_weights() -> None:
     found = crossings("paper", Plan(4, hybrid=True), 512)
-    ring = sum(c.received_bytes for c in found if c.overlaps)
+    ring = sum(c.received_bytes for c in found if c.kind == "sum")
     assert ring == pytest.approx(1.5 * CONV_PARAMETERS * 4)
-    rest = sum(c.received_bytes for c in found if not c.overlaps)
+    rest = sum(c.received_bytes for c in found if c.kind != "sum")
     assert rest == pytest.approx(0.75 * 512 * 4 * (2 * (9216 + 4096 + 4096) + 1000))
     assert ring + rest < received(Plan(4), 512)
 
@@ -72,10 +72,10 @@ def test_without_communication_devices_divide_the_images() -> None:
 
 
 def test_gradients_hide_behind_the_backward_pass_and_no_further() -> None:
-    speed, link = Speed(0.0, 0.01), Link(0.0, 1e9)
+    speed, link = Speed(0.0, 0.01), Links.alike(Link(0.0, 1e9))
     whole = predict_step("paper", Plan(2), 128, speed, link)
     hidden = predict_step("paper", Plan(2), 128, speed, link, overlap=1.0)
-    slow = predict_step("paper", Plan(2), 128, speed, Link(0.0, 1e8), overlap=1.0)
+    slow = predict_step("paper", Plan(2), 128, speed, Links.alike(Link(0.0, 1e8)), overlap=1.0)
     assert whole.exposed_seconds == pytest.approx(PARAMETERS * 4 / 1e9)
     assert hidden.exposed_seconds == 0
     backward = 0.01 * 64 * (4.1356 - 2 * 0.7244) / 4.1356  # GFLOP of a step, and of its forward
@@ -91,9 +91,11 @@ def test_hybrid_updates_the_convolutions_whole_and_its_slice_of_the_rest() -> No
 @given(devices=st.sampled_from([2, 4, 8, 16]), gigabytes=st.floats(0.01, 1000))
 def test_a_faster_link_never_slows_a_step(devices: int, gigabytes: float) -> None:
     speed = Speed(0.001, 0.001)
+    slow_link = Links.alike(Link(1e-5, gigabytes * 1e9))
+    fast_link = Links.alike(Link(1e-5, gigabytes * 2e9))
     for plan in plans(find_network("paper"), devices):
-        slow = predict_step("paper", plan, 1024, speed, Link(1e-5, gigabytes * 1e9))
-        fast = predict_step("paper", plan, 1024, speed, Link(1e-5, 2e9 * gigabytes))
+        slow = predict_step("paper", plan, 1024, speed, slow_link)
+        fast = predict_step("paper", plan, 1024, speed, fast_link)
         assert fast.step_seconds <= slow.step_seconds
 
 
@@ -105,7 +107,7 @@ def test_a_faster_link_never_slows_a_step(devices: int, gigabytes: float) -> Non
     ],
 )
 def test_what_cannot_be_shared_is_refused(
-    network: str, plan: Sharing, batch_size: int, says: str
+    network: str, plan: Plan, batch_size: int, says: str
 ) -> None:
     with pytest.raises(UserError, match=says):
         crossings(network, plan, batch_size)

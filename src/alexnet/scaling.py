@@ -11,7 +11,7 @@ Not here: doing it (`columns.py`, `parallel.py`), or measuring (`bench_scaling.p
 
 from dataclasses import asdict, dataclass
 from math import prod
-from typing import Any
+from typing import Any, Literal
 
 from alexnet.errors import UserError
 from alexnet.networks import Full, LayerShape, Network, find_network, trace
@@ -39,6 +39,27 @@ class Link:
 
 
 @dataclass(frozen=True)
+class Links:
+    """What a link does for each kind of exchange: a library is not equally good at all of them.
+
+    gather: parts are put together. return_sum: each gets its part of a sum. sum: a ring's
+    all-reduce.
+    """
+
+    gather: Link
+    return_sum: Link
+    sum: Link
+
+    @classmethod
+    def alike(cls, link: Link) -> "Links":
+        return cls(link, link, link)
+
+    def seconds(self, crossing: "Crossing") -> float:
+        link: Link = getattr(self, crossing.kind)
+        return link.seconds(crossing.received_bytes, crossing.messages)
+
+
+@dataclass(frozen=True)
 class Speed:
     """One device's training step of a whole network: so much per step and per image.
 
@@ -53,13 +74,13 @@ class Speed:
 class Crossing:
     """What one device receives in one step for one purpose, in how many messages.
 
-    `overlaps`: it may run beside the backward pass, as the sums of gradients do.
+    A "sum" may run beside the backward pass.
     """
 
     what: str
+    kind: Literal["gather", "return_sum", "sum"]
     received_bytes: float
     messages: int
-    overlaps: bool = False
 
 
 @dataclass(frozen=True)
@@ -134,9 +155,9 @@ def crossings(
         crossing = [(shape.name, prod(shape.input)) for shape in shapes if shape.name in meets]
         for name, units in [*crossing, ("softmax", num_classes)]:
             received = images * units * activation_bytes * (columns - 1) / columns
-            found.append(Crossing(f"{name}, forward", received, columns - 1))
+            found.append(Crossing(f"{name}, forward", "gather", received, columns - 1))
             if name != "softmax":  # each device has the gradient of all logits already
-                found.append(Crossing(f"{name}, backward", received, columns - 1))
+                found.append(Crossing(f"{name}, backward", "return_sum", received, columns - 1))
     if replicas > 1:
         held = sum(-(-shape.parameters // columns) for shape in shapes)
         found.append(_ring("gradients", held, replicas))
@@ -156,23 +177,21 @@ def _hybrid(
     found = []
     for shape in (shape for shape in shapes if shape.name in full):
         received = batch_size * prod(shape.input) * activation_bytes * others
-        found.append(Crossing(f"{shape.name}, forward", received, devices - 1))
-        found.append(Crossing(f"{shape.name}, backward", received, devices - 1))
+        found.append(Crossing(f"{shape.name}, forward", "gather", received, devices - 1))
+        found.append(Crossing(f"{shape.name}, backward", "return_sum", received, devices - 1))
     logits = batch_size * shapes[-1].output[0] * activation_bytes * others
-    found.append(Crossing("softmax, forward", logits, devices - 1))
+    found.append(Crossing("softmax, forward", "gather", logits, devices - 1))
     return [*found, _ring("gradients of the convolutions", conv_parameters, devices)]
 
 
 def _ring(what: str, parameters: int, devices: int) -> Crossing:
     received = 2 * (devices - 1) / devices * parameters * GRADIENT_BYTES
-    return Crossing(what, received, 2 * (devices - 1), overlaps=True)
+    return Crossing(what, "sum", received, 2 * (devices - 1))
 
 
 def _check(network: Network, plan: Plan, batch_size: int) -> None:
     if plan.columns not in (1, network.columns):
-        raise UserError(
-            f"network {network.name} has {network.columns} columns, not {plan.columns}"
-        )
+        raise UserError(f"network {network.name} has {network.columns} columns, not {plan.columns}")
     if batch_size < plan.replicas:
         raise UserError(f"a batch of {batch_size} images is too small for {plan.replicas} ranks")
 
@@ -182,7 +201,7 @@ def predict_step(
     plan: Plan,
     batch_size: int,
     speed: Speed,
-    link: Link,
+    links: Links,
     *,
     num_classes: int = 1000,
     activation_bytes: int = 4,
@@ -206,8 +225,8 @@ def predict_step(
     per_image = speed.seconds_per_image * batch_size / devices_of(plan)
     per_step = speed.seconds_per_step * _share_held(described, plan, num_classes)
     hidden_room = overlap * per_image * _backward_share(described, num_classes)
-    waiting = sum(link.seconds(c.received_bytes, c.messages) for c in crossing if not c.overlaps)
-    hideable = sum(link.seconds(c.received_bytes, c.messages) for c in crossing if c.overlaps)
+    waiting = sum(links.seconds(c) for c in crossing if c.kind != "sum")
+    hideable = sum(links.seconds(c) for c in crossing if c.kind == "sum")
     return Prediction(
         plan,
         batch_size,
