@@ -6,7 +6,8 @@ from hypothesis import strategies as st
 
 from alexnet.bench_scaling import fit_link, fit_links, fit_speed, foresee, run_ranks
 from alexnet.errors import UserError
-from alexnet.scaling import Link, Speed
+from alexnet.parallel import parse
+from alexnet.scaling import Link, Speed, crossings
 
 SIZES = (65_536, 1_048_576, 67_108_864)
 
@@ -50,14 +51,13 @@ def test_a_batch_grows_with_the_devices_unless_it_is_the_papers() -> None:
 
 
 @pytest.mark.slow
-def test_two_processes_train_and_exchange_what_is_predicted() -> None:
-    from alexnet.parallel import Plan
-    from alexnet.scaling import crossings
-
+@pytest.mark.parametrize("way", ["columns=2", "data=2", "hybrid"])
+def test_two_processes_exchange_what_is_predicted(way: str) -> None:
     task = {"task": "step", "network": "paper", "num_classes": 10, "precision": "fp32"}
-    task |= {"threads": 1, "steps": 1, "batch_size": 4, "parallel": "columns=2"}
+    task |= {"threads": 1, "steps": 1, "batch_size": 4, "parallel": way}
     sent = [rank["sent_bytes"] for rank in run_ranks(2, task)]
-    wanted = sum(c.received_bytes for c in crossings("paper", Plan(columns=2), 4, num_classes=10))
+    found = crossings("paper", parse(way, 2), 4, num_classes=10)
+    wanted = sum(crossing.received_bytes for crossing in found)
     assert sent == [wanted, wanted]
 
 

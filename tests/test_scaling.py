@@ -59,7 +59,7 @@ def test_the_hybrid_sends_activations_of_the_fully_connected_layers_instead_of_w
     ring = sum(c.received_bytes for c in found if c.kind == "sum")
     assert ring == pytest.approx(1.5 * CONV_PARAMETERS * 4)
     rest = sum(c.received_bytes for c in found if c.kind != "sum")
-    assert rest == pytest.approx(0.75 * 512 * 4 * (2 * (9216 + 4096 + 4096) + 1000))
+    assert rest == pytest.approx(0.75 * 512 * (4 * (2 * (9216 + 4096 + 4096) + 1000) + 8))
     assert ring + rest < received(Plan(4), 512)
 
 

@@ -18,6 +18,7 @@ from alexnet.networks import Full, LayerShape, Network, find_network, trace
 from alexnet.parallel import Plan
 
 GRADIENT_BYTES = 4  # gradients are summed in float32
+LABEL_BYTES = 8
 
 # Multiply-adds of a training step per multiply-add forward: its output, and the gradients of its
 # input and of its weights. The first layer needs no gradient of its input.
@@ -181,6 +182,8 @@ def _hybrid(
         found.append(Crossing(f"{shape.name}, backward", "return_sum", received, devices - 1))
     logits = batch_size * shapes[-1].output[0] * activation_bytes * others
     found.append(Crossing("softmax, forward", "gather", logits, devices - 1))
+    labels = batch_size * LABEL_BYTES * others
+    found.append(Crossing("labels", "gather", labels, devices - 1))
     return [*found, _ring("gradients of the convolutions", conv_parameters, devices)]
 
 

@@ -21,11 +21,12 @@ import torch
 from torch import Tensor
 
 from alexnet.collectives import Group
-from alexnet.columns import cut
+from alexnet.columns import PartAlexNet, cut
+from alexnet.hybrid import Hybrid, cut_hybrid
 from alexnet.model import build
 from alexnet.optim import PaperSGD, parameter_groups
 from alexnet.parallel import ALONE, Ranks, joined, parse, world_size
-from alexnet.replicas import Replicas, share_of_loss
+from alexnet.replicas import Replicas
 
 SECONDS_LIMIT = 120.0
 WARM_UP = 2
@@ -111,12 +112,17 @@ def _step(ranks: Ranks, task: dict[str, Any], batch_size: int) -> Callable[[], N
     generator = torch.Generator().manual_seed(0)
     classes = int(task["num_classes"])
     whole = build(task["network"], classes, generator).to(memory_format=torch.channels_last)
-    replicas_group = ranks.replicas
-    part = cut(whole, ranks.columns, replicas_group)
+    part: PartAlexNet
+    parts: Replicas | Hybrid
+    if ranks.plan.hybrid:
+        part = hybrid = cut_hybrid(whole, ranks.everyone)
+        parts = Hybrid(hybrid)
+    else:
+        part = cut(whole, ranks.columns, ranks.replicas)
+        parts = Replicas(part, ranks.replicas)
     del whole
     part.dropout_generator = torch.Generator().manual_seed(1)
     part.train()
-    replicas = Replicas(part, replicas_group)
     optimizer = PaperSGD(parameter_groups(part))
     own = part.take_share(batch_size)
     px = part.network.input_px
@@ -124,12 +130,11 @@ def _step(ranks: Ranks, task: dict[str, Any], batch_size: int) -> Callable[[], N
     images = images.to(memory_format=torch.channels_last)
     labels = torch.randint(classes, (own.stop - own.start,), generator=generator)
     is_bf16 = task["precision"] == "bf16"
+    autocast = partial(torch.autocast, "cpu", torch.bfloat16, enabled=is_bf16)
 
     def take() -> None:
         optimizer.zero_grad(set_to_none=True)
-        with torch.autocast("cpu", torch.bfloat16, enabled=is_bf16):
-            logits = replicas(images)
-        share_of_loss(logits.float(), labels, batch_size).backward()  # type: ignore[no-untyped-call]
+        parts.gradients(images, labels, autocast)
         optimizer.step()
 
     return take
