@@ -4,6 +4,7 @@ import errno
 import hashlib
 import json
 import os
+import threading
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,15 @@ from hypothesis import strategies as st
 
 from alexnet import files
 from alexnet.errors import UserError, suggest
-from alexnet.files import atomic_file, read_json, sha256_of, write_bytes, write_json, write_text
+from alexnet.files import (
+    atomic_file,
+    locked,
+    read_json,
+    sha256_of,
+    write_bytes,
+    write_json,
+    write_text,
+)
 
 json_values = st.recursive(
     st.none()
@@ -83,7 +92,7 @@ def test_a_flush_comes_before_the_rename(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr(files.os, "fsync", lambda number: (calls.append("fsync"), fsync(number)))
     monkeypatch.setattr(files.os, "replace", lambda a, b: (calls.append("replace"), replace(a, b)))
     write_bytes(tmp_path / "file", b"data")
-    assert calls == ["fsync", "replace"]
+    assert calls == ["fsync", "replace", "fsync"]  # of the file; of its folder
 
 
 @given(value=json_values)
@@ -136,3 +145,38 @@ def test_json_is_readable_by_people(tmp_path: Path) -> None:
     write_json(tmp_path / "file", {"name": "café"})
     assert (tmp_path / "file").read_text() == '{\n "name": "café"\n}\n'
     assert json.loads((tmp_path / "file").read_bytes()) == {"name": "café"}
+
+
+def test_one_at_a_time_is_in_a_block_and_nothing_stays_behind(tmp_path: Path) -> None:
+    path, inside, seen = tmp_path / "new" / "lock", [0], []
+
+    def work() -> None:
+        for _ in range(200):
+            with locked(path):
+                inside[0] += 1
+                seen.append(inside[0])
+                inside[0] -= 1
+
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert seen == [1] * 800
+    assert not list(path.parent.iterdir())
+
+
+def test_a_block_that_fails_lets_the_next_one_in(tmp_path: Path) -> None:
+    for _ in range(2):
+        with pytest.raises(RuntimeError, match="ours"), locked(tmp_path / "lock"):
+            raise RuntimeError("ours")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_lock_where_nothing_can_be_written_is_an_error_of_one_line(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with (
+        pytest.raises(UserError, match=r"^cannot write .*file"),
+        locked(tmp_path / "file" / "lock"),
+    ):
+        pass

@@ -32,7 +32,7 @@ LEVELS = [
     {"results", "retrieval", "sources", "step"} | {"bench_scaling", "scaling_ranks"},
     {"finetune"},
     {"prepare"},
-    {"builtin", "stream"},
+    {"builtin", "straight", "stream"},
     {"opening"},
     {"bench", "evaluate", "extract", "labelling", "material"},
     {"curves", "findings", "train"},

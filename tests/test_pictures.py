@@ -12,12 +12,9 @@ from numpy.testing import assert_array_equal
 from PIL import Image
 
 from alexnet.errors import UserError
-from alexnet.images import read_image, resize_and_crop
-from alexnet.listing import Listing, Picture, Place
 from alexnet.pictures import (
     DecodedPictures,
     JpegPictures,
-    ListedPictures,
     decode_jpeg,
     decode_jpeg_by_pillow,
     encode_jpeg,
@@ -112,47 +109,6 @@ def test_a_damaged_jpeg_is_named_and_never_becomes_pixels(
     for number in (0, 2):
         assert_array_equal(pictures[number], by_pillow(good))
     with pytest.raises(UserError, match=f"images.jpegs is damaged .picture 1 {what}"):
-        pictures[1]
-
-
-def listing_of(folder: Path, sizes: Sequence[tuple[int, int]]) -> Listing:
-    """PNGs of noise of these (width, height), every third one for validation."""
-    listing = Listing()
-    found = []
-    for number, (width, height) in enumerate(sizes):
-        path = folder / f"{number}.png"
-        noise = np.random.default_rng(number).integers(0, 256, (height, width, 3), dtype=np.uint8)
-        Image.fromarray(noise).save(path)
-        split = "val" if number % 3 == 2 else "train"
-        found.append(Picture(split, f"class{number % 2}", path.name, Place("file", str(path))))
-    listing.add(found)
-    listing.finish()
-    return listing
-
-
-SIZES = [(30, 20), (20, 30), (20, 20), (90, 41), (7, 50), (40, 40)]
-
-
-def test_listed_pictures_are_scaled_and_cut_as_prepare_does(tmp_path: Path) -> None:
-    pictures = ListedPictures(listing_of(tmp_path, SIZES), "train", 16, "lanczos")
-    assert pictures.shape == (4, 16, 16, 3)
-    assert pictures.names == ("0.png", "4.png", "1.png", "3.png")
-    assert pictures.labels.tolist() == [0, 0, 1, 1]
-    for name, picture in zip(pictures.names, pictures, strict=True):
-        assert_array_equal(picture, resize_and_crop(read_image(tmp_path / name), 16, "lanczos"))
-
-
-@pytest.mark.parametrize("damage", [b"", b"not a picture", None])
-def test_a_listed_picture_that_cannot_be_read_is_named(
-    tmp_path: Path, damage: bytes | None
-) -> None:
-    pictures = ListedPictures(listing_of(tmp_path, SIZES), "val", 16)
-    if damage is None:
-        (tmp_path / "5.png").unlink()
-    else:
-        (tmp_path / "5.png").write_bytes(damage)
-    assert pictures[0].any()
-    with pytest.raises(UserError, match=r"^5.png cannot be read \(.+\); remove it, or pack"):
         pictures[1]
 
 

@@ -106,6 +106,7 @@ def test_the_environment_says_with_what_and_on_what_it_ran(run: Path) -> None:
         "train_images": 96,
         "val_images": 24,
         "left_out": 0,
+        "statistics_images": 96,
     }
     assert {"commit", "python", "cpu", "started"} <= set(environment)
 

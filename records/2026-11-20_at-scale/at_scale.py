@@ -1,6 +1,6 @@
 """A thousand classes and a hundred thousand pictures: prepare, check, one epoch; memory and rates.
 
-    python records/2026-11-20_at-scale/at_scale.py WORK        (30 GB)
+    python records/2026-11-20_at-scale/at_scale.py WORK [STEP ...]        (30 GB)
 
 The source is made as ILSVRC is downloaded: one tar of a thousand tars, and a folder of validation
 pictures. They are `shapes` of 1000 classes, drawn at 96 px, enlarged to the size of photographs,
@@ -127,7 +127,7 @@ for epoch in range(2):
 """
 
 
-def main(work: Path) -> None:
+def main(work: Path, *wanted: str) -> None:
     source, target = work / "ilsvrc", work / "packed"
     if not source.exists():
         make_source(source)
@@ -146,11 +146,13 @@ def main(work: Path) -> None:
         "epoch jpeg": (sys.executable, "-c", EPOCH, str(work / "jpeg")),
     }
     for name, arguments in steps.items():
+        if wanted and name not in wanted:
+            continue
         print(json.dumps({"step": name, **measured(*arguments)}), flush=True)
-    for folder in (target, work / "jpeg"):
+    for folder in filter(Path.exists, (target, work / "jpeg")):
         size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
         print(json.dumps({"folder": folder.name, "bytes": size}), flush=True)
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(Path(sys.argv[1]), *sys.argv[2:])

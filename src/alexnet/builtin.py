@@ -5,12 +5,8 @@ first time. Each is packed into the cache and opened from there. Not here: how (
 """
 
 import contextlib
-import errno
 import hashlib
 import http.client
-import os
-import secrets
-import shutil
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,7 +17,7 @@ from PIL import Image
 from alexnet import shapes
 from alexnet.dataset import PackedDataset
 from alexnet.errors import UserError
-from alexnet.files import cache_folder, explain_os_error
+from alexnet.files import cache_folder, locked, new_folder
 from alexnet.images import resize_and_crop
 from alexnet.packing import Block, Labels, make_block
 from alexnet.prepare import (
@@ -90,7 +86,7 @@ def open_cifar10(image_px: int, progress: Progress | None) -> PackedDataset:
 
 def open_imagenette(image_px: int, progress: Progress | None) -> PackedDataset:
     def contents() -> Contents:
-        return contents_of(find_source(_imagenette_folder(image_px)), Form(image_px))
+        return contents_of(find_source(imagenette_folder(image_px)), Form(image_px))
 
     return open_cached("imagenette", image_px, [], contents, progress)
 
@@ -98,9 +94,10 @@ def open_imagenette(image_px: int, progress: Progress | None) -> PackedDataset:
 def _cifar10(image_px: int) -> Contents:
     from torchvision.datasets import CIFAR10  # slow to import, and rarely needed
 
-    with _downloading("CIFAR-10"):
+    folder = cache_folder() / "downloads"
+    with locked(folder / ".cifar-10.lock"), _downloading("CIFAR-10"):
         parts = {
-            split: CIFAR10(cache_folder() / "downloads", train=train, download=True)
+            split: CIFAR10(folder, train=train, download=True)
             for split, train in {"train": True, "val": False}.items()
         }
     class_names = tuple(parts["train"].classes)
@@ -130,17 +127,19 @@ def _block_of_arrays(
     return make_block(split, np.stack(images), labels[chosen].astype(np.int64), sources, [])
 
 
-def _imagenette_folder(image_px: int) -> Path:
+def imagenette_folder(image_px: int) -> Path:
     """The folder of Imagenette, downloaded if need be, in the least size that suffices."""
     size = next((size for size in IMAGENETTE_BYTES if image_px <= int(size[:-2])), "320px")
     folder = cache_folder() / "downloads" / f"imagenette-{size}"
-    if not folder.exists():
-        from torchvision.datasets import Imagenette  # slow to import, and rarely needed
+    with locked(folder.with_name(f".{folder.name}.lock")):
+        if not folder.exists():
+            from torchvision.datasets import Imagenette  # slow to import, and rarely needed
 
-        with _new_folder(folder, IMAGENETTE_BYTES[size]) as temporary, _downloading("Imagenette"):
-            Imagenette(temporary, size=size, download=True)
-            for archive in temporary.glob("*.tgz"):
-                archive.unlink()
+            needed = IMAGENETTE_BYTES[size]
+            with new_folder(folder, needed) as temporary, _downloading("Imagenette"):
+                Imagenette(temporary, size=size, download=True)
+                for archive in temporary.glob("*.tgz"):
+                    archive.unlink()
     return next(part.parent for part in folder.glob("*/train"))
 
 
@@ -154,38 +153,3 @@ def _downloading(what: str) -> Iterator[None]:
             f"cannot download {what} ({reason}); connect to the network once, "
             "or give a folder of pictures"
         ) from error
-
-
-@contextlib.contextmanager
-def _new_folder(target: Path, bytes_needed: int) -> Iterator[Path]:
-    """Yield a temporary folder beside `target`, which becomes `target` if the block succeeds.
-
-    Whatever happens, nothing half-written stays behind. Raises UserError when the target has
-    something in it, when fewer than `bytes_needed` are free, and for a write that fails.
-    """
-    target = target.resolve()  # "." has no name of its own
-    temporary = target.with_name(f".{target.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
-    try:
-        if target.exists() and (not target.is_dir() or any(target.iterdir())):
-            raise UserError(f"{target} exists and is not empty; choose another place or remove it")
-        temporary.parent.mkdir(parents=True, exist_ok=True)
-        free_bytes = shutil.disk_usage(temporary.parent).free
-        if free_bytes < bytes_needed:
-            raise UserError(
-                f"{target} needs {bytes_needed:,} bytes and its disk has {free_bytes:,} free; "
-                "free some space or choose another place"
-            )
-        temporary.mkdir()
-        yield temporary
-        if target.is_dir():
-            target.rmdir()  # it is empty; not every system renames onto a folder
-        temporary.rename(target)
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise UserError(
-                f"the disk is full: {target} needs {bytes_needed:,} bytes in all; "
-                "free some space or choose another place; nothing half-written was left"
-            ) from error
-        raise explain_os_error(error, target) from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)

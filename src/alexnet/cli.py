@@ -123,6 +123,7 @@ def train(
     device: str | None = None,
     precision: Precision | None = None,
     parallel: str | None = None,
+    no_prepare: bool = False,
     no_report: bool = False,
     json_: Annotated[bool, arg(name="json")] = False,
 ) -> None:
@@ -146,6 +147,7 @@ def train(
         precision: fp32, bf16 with fp32 weights, or fp64 for checks.
         parallel: what torchrun's processes are for: columns=2, data=4, columns=2,data=2, hybrid.
             Default: data, all of them.
+        no_prepare: begin at once: pack nothing, but decode pictures each time they are used.
         no_report: leave out report.html; `alexnet report RUN` writes it later.
         json_: print the summary as one JSON object at the end.
     """
@@ -168,6 +170,7 @@ def train(
         "system.seed": seed,
         "system.device": device,
         "system.precision": precision,
+        "data.prepare": False if no_prepare else None,
     }
     chosen = check(_with_flags(begun, flags, lr, set_))
     if resume:
@@ -362,16 +365,27 @@ def _open_data(recipe: "Recipe", console: Console) -> "PackedDataset":
     from alexnet.opening import open_dataset
 
     data = recipe.data
-    with Progress(console, "preparing pictures") as advance:
-        return open_dataset(
+    title = "preparing pictures" if data.prepare else "looking at pictures"
+    with Progress(console, title) as advance:
+        dataset = open_dataset(
             data.dataset,
             image_px=data.image_px,
             num_train=data.num_train or None,
             num_val=data.num_val or None,
             num_classes=data.num_classes or None,
             val_fraction=data.val_fraction,
+            prepare=data.prepare,
+            sample=data.sample,
             progress=advance,
         )
+    train = len(dataset.splits.get("train", ()))
+    if dataset.statistics_images < train:
+        console.print(
+            f"nothing is packed: mean and colours are those of {dataset.statistics_images:,} of "
+            f"{train:,} training pictures, and each epoch decodes all of them",
+            highlight=False,
+        )
+    return dataset
 
 
 def _check_before_data(recipe: "Recipe", ranks: "Ranks") -> None:
@@ -387,6 +401,8 @@ def _check_before_data(recipe: "Recipe", ranks: "Ranks") -> None:
             f"network {network.name} takes crops of {network.input_px} pixels: "
             f"--set augment.crop_px={network.input_px}"
         )
+    if ranks.size > 1 and not recipe.data.prepare:
+        raise UserError("--no-prepare is for one process; leave it out, and pictures are packed")
     make_schedule(recipe.schedule)
     ranks.device(find_device(recipe.system.device))
     # How many classes there are is known later.

@@ -30,7 +30,11 @@ class NetworkConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class DataConfig:
-    """Section 2. Pictures of image_px x image_px; the sizes are for the built-in shapes alone."""
+    """Section 2. Pictures of image_px x image_px; the sizes are for the built-in shapes alone.
+
+    Without `prepare`, pictures are decoded each time, and mean and colours are those of a `sample`
+    of the training pictures (0: of all).
+    """
 
     dataset: str = ""
     image_px: int = 256
@@ -39,6 +43,8 @@ class DataConfig:
     num_train: int = 0
     num_val: int = 0
     num_classes: int = 0
+    prepare: bool = True
+    sample: int = 2000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -226,6 +232,7 @@ def check(recipe: Recipe) -> Recipe:
         "system.collective_seconds",
     )
     not_negative = (
+        "data.sample",
         "optimizer.bias_lr",
         "optimizer.weight_decay",
         "optimizer.bias_weight_decay",

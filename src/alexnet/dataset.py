@@ -7,7 +7,8 @@
     DATA/<split>/sources.txt     where each picture came from, a line each
 
 Instead of images.npy, a store of JPEG files has images.jpegs, the files one after another, and
-offsets.npy, int64 (N + 1,), where each begins and the last ends.
+offsets.npy, int64 (N + 1,), where each begins and the last ends. A store of places, in the cache
+only, has no pictures at all, but places.bin and files.txt, which say where they lie (straight.py).
 
 Sections 2 and 4.1 of the paper: fixed 256x256 pictures, a mean image, and the principal
 components of RGB over the training set. Opening checks what it reads. Not here: where pictures
@@ -22,7 +23,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, overload
+from typing import TYPE_CHECKING, Any, cast, overload
 
 import numpy as np
 import numpy.typing as npt
@@ -33,7 +34,9 @@ from alexnet.packing import FORMAT, FORMAT_VERSION, JPEGS_FILE, PIXELS_FILE, SPL
 from alexnet.statistics import Pixels, Statistics
 
 if TYPE_CHECKING:
-    from alexnet.pictures import DecodedPictures, JpegPictures
+    from alexnet.pictures import DecodedPictures, JpegPictures, ListedPictures
+
+PLACES_FILE, FILES_FILE = "places.bin", "files.txt"
 
 STATISTICS_FIELDS = ("mean_image", "rgb_mean", "rgb_covariance", "eigenvalues", "eigenvectors")
 
@@ -88,9 +91,25 @@ class Split:
     def __len__(self) -> int:
         return len(self.labels)
 
+    def part(self, rows: npt.NDArray[np.int64]) -> "Split":
+        """Some of the pictures; what is decoded when it is asked for is not decoded yet."""
+        images = (
+            self.images[rows] if isinstance(self.images, np.ndarray) else self.images.part(rows)
+        )
+        sources = tuple(self.sources[row] for row in rows)
+        return Split(self.name, images, self.labels[rows], sources)
+
+    def readable(self) -> "Split":
+        """Without the pictures of a store of places that are known to be unreadable."""
+        if isinstance(self.images, np.ndarray) or not self.images.unreadable:
+            return self
+        return self.part(self.images.readable())
+
 
 @dataclass(frozen=True)
 class PackedDataset:
+    """`statistics_images`: of how many training pictures the statistics are, commonly of all."""
+
     path: Path
     name: str
     image_px: int
@@ -98,6 +117,7 @@ class PackedDataset:
     class_ids: tuple[str, ...]
     splits: dict[str, Split]
     statistics: Statistics
+    statistics_images: int
     left_out: list[dict[str, str]]
 
 
@@ -109,6 +129,8 @@ def open_packed(path: Path) -> PackedDataset:
     """Open a packed data set; pictures stay on the disk until they are used.
 
     Shapes, types, counts and file sizes are checked, contents are not: see `verify_packed`.
+    Of a store of places, `train` has all pictures, since its order is of all; what has turned out
+    to be unreadable is missing from the other splits and stands in `left_out`.
     Raises UserError, naming the file that is wrong and the way out.
     """
     if not path.is_dir():
@@ -139,7 +161,23 @@ def open_packed(path: Path) -> PackedDataset:
         if split in counts
     }
     statistics = _open_statistics(path / "statistics.npz", image_px)
-    return PackedDataset(path, name, image_px, class_names, class_ids, splits, statistics, left_out)
+    with _damage(path / "dataset.json"):
+        statistics_images = int(described.get("statistics_images", len(splits["train"])))
+    if store == "places":
+        for split in splits.values():
+            left_out += cast("ListedPictures", split.images).left_out()
+        splits = {s: split if s == "train" else split.readable() for s, split in splits.items()}
+    return PackedDataset(
+        path=path,
+        name=name,
+        image_px=image_px,
+        class_names=class_names,
+        class_ids=class_ids,
+        splits=splits,
+        statistics=statistics,
+        statistics_images=statistics_images,
+        left_out=left_out,
+    )
 
 
 def verify_packed(path: Path) -> PackedDataset:
@@ -170,9 +208,14 @@ def _open_split(folder: Path, described: Any, store: str, image_px: int, num_cla
         num_images = int(described["images"])
         per_class = list(described["per_class"])
         _check(len(per_class) == num_classes, f"{folder.name}: counts and classes differ")
-        _check(store in ("pixels", "jpeg"), f"no store {store!r}")
-    open_images = _open_pixels if store == "pixels" else _open_jpegs
-    images = open_images(folder, num_images, image_px)
+        _check(store in ("pixels", "jpeg", "places"), f"no store {store!r}")
+    images: Pixels | DecodedPictures
+    if store == "places":
+        with _damage(folder.parent / "dataset.json"):
+            num_files = int(described["files"])
+        images = _open_places(folder, num_images, num_files, image_px)
+    else:
+        images = (_open_pixels if store == "pixels" else _open_jpegs)(folder, num_images, image_px)
     with _damage(folder / "labels.npy") as file:
         labels = np.load(file, allow_pickle=False)
         _check_array(labels, np.int64, (num_images,))
@@ -203,6 +246,22 @@ def _open_jpegs(folder: Path, num_images: int, image_px: int) -> "JpegPictures":
     with _damage(folder / JPEGS_FILE) as file:
         _check(file.stat().st_size == offsets[-1], "its size is not as expected")
     return JpegPictures(folder / JPEGS_FILE, offsets, image_px)
+
+
+def _open_places(folder: Path, num_images: int, num_files: int, image_px: int) -> "ListedPictures":
+    from alexnet.pictures import PLACE_FIELDS, ListedPictures
+
+    with _damage(folder / PLACES_FILE) as file:
+        shape = (num_images, PLACE_FIELDS)
+        _check(file.stat().st_size == 8 * num_images * PLACE_FIELDS, "its size is not as expected")
+        places = np.memmap(file, np.int64, "r", shape=shape)
+    return ListedPictures(
+        np.asarray(places),
+        Names(folder / FILES_FILE, num_files),
+        Names(folder / "sources.txt", num_images),
+        image_px,
+        folder / "unreadable.jsonl",
+    )
 
 
 def _open_statistics(path: Path, image_px: int) -> Statistics:

@@ -189,12 +189,12 @@ def neighbours(material: Material, progress: Progress | None) -> str:
         return page.section(
             kicker, "", page.missing(material.why["model" if model is None else "data"])
         )
-    splits = dataset.splits
-    queries = material.split or splits.get("test") or splits.get("val") or splits["train"]
+    splits, train = dataset.splits, dataset.splits["train"].readable()
+    queries = material.split or splits.get("test") or splits.get("val") or train
     chosen = choose_queries(queries.labels, count=QUERIES_SHOWN, seed=material.run.seed)
     try:
         rows, searched = _search(
-            model, _some(queries, chosen), splits["train"], dataset.class_names, progress
+            model, _some(queries, chosen), train, dataset.class_names, progress
         )
     except UserError as error:
         return page.section(kicker, "", page.missing(f"The search cannot be made: {error}."))
@@ -202,7 +202,7 @@ def neighbours(material: Material, progress: Progress | None) -> str:
     near = sum(len(row.labels) for row in rows)
     statement = f"{same} of the {near} nearest training pictures are of the same class"
     save(figures.neighbours(rows, title=statement), material.figures, "neighbours")
-    pool = f"{searched:,}" if searched < len(splits["train"]) else f"all {searched:,}"
+    pool = f"{searched:,}" if searched < len(train) else f"all {searched:,}"
     words = (
         f"On the left a picture that it has not seen, then those {len(rows[0].pictures)} of {pool} "
         "training pictures whose features are nearest by Euclidean distance, in "

@@ -1,7 +1,7 @@
 """Writing files so that nothing already saved is ever lost.
 
 Every writer of the package writes to a temporary name beside its target, flushes to the disk,
-then renames: a reader finds either the whole old file or the whole new one.
+then renames: a reader finds either the whole old file or the whole new one. The same with folders.
 """
 
 import contextlib
@@ -9,11 +9,18 @@ import errno
 import hashlib
 import json
 import os
+import secrets
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from alexnet.errors import UserError
+
+try:
+    import fcntl
+except ImportError:  # a system without file locks
+    fcntl = None  # type: ignore[assignment]
 
 
 @contextlib.contextmanager
@@ -53,6 +60,67 @@ def remove_leftovers(folder: Path) -> None:
     with contextlib.suppress(OSError):
         for path in folder.glob(".*.tmp"):
             path.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def new_folder(target: Path, bytes_needed: int = 0) -> Iterator[Path]:
+    """Yield a temporary folder beside `target`, which becomes `target` if the block succeeds.
+
+    Whatever happens, nothing half-written stays behind. Raises UserError when the target has
+    something in it, when fewer than `bytes_needed` are free, and for a write that fails.
+    """
+    target = target.resolve()  # "." has no name of its own
+    temporary = target.with_name(f".{target.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
+    try:
+        if target.exists() and (not target.is_dir() or any(target.iterdir())):
+            raise UserError(f"{target} exists and is not empty; choose another place or remove it")
+        temporary.parent.mkdir(parents=True, exist_ok=True)
+        free_bytes = shutil.disk_usage(temporary.parent).free
+        if free_bytes < bytes_needed:
+            raise UserError(
+                f"{target} needs {bytes_needed:,} bytes and its disk has {free_bytes:,} free; "
+                "free some space or choose another place"
+            )
+        temporary.mkdir()
+        yield temporary
+        if target.is_dir():
+            target.rmdir()  # it is empty; not every system renames onto a folder
+        temporary.rename(target)
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise UserError(
+                f"the disk is full: {target} needs {max(bytes_needed, 1):,} bytes in all; "
+                "free some space or choose another place; nothing half-written was left"
+            ) from error
+        raise explain_os_error(error, target) from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Wait until no other process is in a block with this path, which is nothing but a name."""
+    with _held(path):
+        try:
+            yield
+        finally:
+            with contextlib.suppress(OSError):
+                path.unlink()
+
+
+def _held(path: Path) -> IO[bytes]:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        while True:
+            file = open(path, "ab")  # noqa: SIM115 (closed by the caller)
+            if fcntl is not None:
+                fcntl.flock(file, fcntl.LOCK_EX)
+            with contextlib.suppress(FileNotFoundError):
+                if os.path.samestat(path.stat(), os.fstat(file.fileno())):
+                    return file
+            file.close()  # who had the lock has removed it; another one may lie there
+    except OSError as error:
+        raise explain_os_error(error, path) from error
 
 
 def explain_os_error(error: OSError, path: Path) -> UserError:

@@ -26,6 +26,7 @@ from torch import Tensor
 from alexnet.augment import CropDraws, draw_crops
 from alexnet.config import Recipe
 from alexnet.dataset import Split
+from alexnet.errors import UserError
 from alexnet.pictures import Pixels, check_size, read_crops
 from alexnet.randomness import normal, permutation
 from alexnet.workers import available_cores
@@ -121,7 +122,8 @@ def read_batch(
 ) -> Batch:
     """Read one rank's part of one batch of one epoch; a pure function of its arguments.
 
-    `make_buffer` decides only which memory the crops lie in.
+    `make_buffer` decides only which memory the crops lie in. Pictures that cannot be decoded are
+    missing from the batch, of a store of places; of others UserError is raised.
     """
     size, count, px = recipe.optimizer.batch_size, len(split), recipe.augment.crop_px
     positions = batch_positions(size, count, batch_index, rank=rank, ranks=ranks)
@@ -129,7 +131,13 @@ def read_batch(
     draws = crop_draws(recipe, indices, positions, epoch)
     crops = make_buffer((len(indices), px, px, 3))
     check_size(split.images)
-    read_crops(split.images, indices, draws.top, draws.left, px, crops)
+    unreadable = read_crops(split.images, indices, draws.top, draws.left, px, crops)
+    if unreadable:
+        kept = np.delete(np.arange(len(indices)), unreadable)
+        if ranks == 1 and not len(kept):
+            raise UserError(f"none of the {len(positions)} pictures of a minibatch can be read")
+        indices, crops = indices[kept], crops[kept]
+        draws = CropDraws(draws.top[kept], draws.left[kept], draws.flip[kept])
     return Batch(
         crops=torch.from_numpy(crops),
         labels=torch.from_numpy(np.asarray(split.labels[indices])),

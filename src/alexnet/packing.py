@@ -288,7 +288,7 @@ class Packing:
         else:
             self._append(f"{folder}/{PIXELS_FILE}", np.ascontiguousarray(block.rows).data)
         self._append(f"journal/{block.split}.labels", block.labels.astype("<i8").tobytes())
-        self._append(f"{folder}/sources.txt", b"".join(map(_name_line, block.sources)))
+        self._append(f"{folder}/sources.txt", b"".join(map(name_line, block.sources)))
         lines = [json.dumps(entry) + "\n" for entry in block.left_out]
         self._append("journal/left_out.jsonl", "".join(lines).encode())
         self._moments += block.moments
@@ -526,7 +526,7 @@ def name_of(line: bytes) -> str:
     return "\\".join(part.replace("\\n", "\n") for part in parts)
 
 
-def _name_line(name: str) -> bytes:
+def name_line(name: str) -> bytes:
     """One line of sources.txt; names that are not UTF-8 keep their bytes."""
     return os.fsencode(name.replace("\\", "\\\\").replace("\n", "\\n")) + b"\n"
 

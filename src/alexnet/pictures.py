@@ -5,11 +5,15 @@ To the rest of the code they look like the memory-mapped array of a packed data 
 packed data set's that keeps JPEG files instead of pixels, `ListedPictures` are read straight from
 wherever they lie, with no preparation. `read_crops` is the innermost loop of the feed.
 
-Not here: finding pictures (sources.py), packing them (packing.py), order and draws (loader.py).
+Not here: finding pictures (sources.py), packing them (packing.py) or noting where they lie
+(straight.py), order and draws (loader.py).
 """
 
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+import contextlib
+import json
+import os
+import warnings
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from io import BytesIO
 from pathlib import Path
@@ -21,7 +25,7 @@ from PIL import Image
 
 from alexnet.errors import UserError
 from alexnet.images import UnreadableImage, resize_and_crop
-from alexnet.listing import Listing, Place, read_picture
+from alexnet.listing import Place, read_picture
 
 try:
     import simplejpeg  # type: ignore[import-not-found, import-untyped, unused-ignore]
@@ -33,20 +37,33 @@ Numbers = NDArray[np.int64]
 
 JPEG_QUALITY = 90
 
+# Places of pictures as five numbers: kind, which file, first byte, bytes, time of change.
+PLACE_KINDS = ("file", "span", "cifar")
+PLACE_FIELDS = 5
+
 
 class DecodedPictures:
     """(N, S, S, 3) uint8 whose pictures are made by `decode(number)` each time they are read.
 
     As with a memory map, a slice reads nothing: it is one of these again, and `np.asarray` of it
     its pixels. An array of numbers gives an array of pictures.
+
+    `unreadable`: why `decode` raises UnreadablePicture for a number, if that is known.
     """
 
     dtype = np.dtype(np.uint8)
 
-    def __init__(self, decode: Callable[[int], Pixels], numbers: range, image_px: int) -> None:
+    def __init__(
+        self,
+        decode: Callable[[int], Pixels],
+        numbers: Sequence[int],
+        image_px: int,
+        unreadable: Mapping[int, str] | None = None,
+    ) -> None:
         self._decode = decode
         self._numbers = numbers
         self._image_px = image_px
+        self.unreadable = {} if unreadable is None else unreadable
 
     @property
     def shape(self) -> tuple[int, int, int, int]:
@@ -63,10 +80,20 @@ class DecodedPictures:
     def __getitem__(self, key: Numbers | Sequence[int]) -> Pixels: ...
     def __getitem__(self, key: Any) -> "Pixels | DecodedPictures":
         if isinstance(key, slice):
-            return DecodedPictures(self._decode, self._numbers[key], self._image_px)
+            numbers = self._numbers[key]
+            return DecodedPictures(self._decode, numbers, self._image_px, self.unreadable)
         if isinstance(key, (int, np.integer)):
-            return self._decode(self._numbers[key])
+            return self._decode(self._numbers[int(key)])
         return self._stack([self._numbers[index] for index in key])
+
+    def part(self, rows: Sequence[int] | Numbers) -> "DecodedPictures":
+        numbers = [self._numbers[row] for row in rows]
+        return DecodedPictures(self._decode, numbers, self._image_px, self.unreadable)
+
+    def readable(self) -> Numbers:
+        """The rows of the pictures that are not known to be unreadable."""
+        known = [row for row, number in enumerate(self._numbers) if number not in self.unreadable]
+        return np.array(known, np.int64)
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[Any]:
         if copy is False:
@@ -93,25 +120,66 @@ class JpegPictures(DecodedPictures):
         super().__init__(read, range(len(offsets) - 1), image_px)
 
 
+class UnreadablePicture(UserError):
+    """A picture that cannot be decoded was found after its number had been given out."""
+
+
 class ListedPictures(DecodedPictures):
-    """The pictures of one split of a listing, scaled and cut each time they are read.
+    """Pictures of one split, scaled and cut from wherever they lie each time they are read.
 
-    For the impatient: nothing is prepared, so every epoch pays for decoding and scaling whole
-    photographs. What `prepare` would leave out cannot be left out here: a picture that cannot be
-    read raises UserError, which names it. The places of all pictures are held in memory.
+    For the impatient: nothing is prepared, so every epoch pays for decoding whole photographs.
+    places: (N, PLACE_FIELDS) int64; files: those that places count; names: of the pictures.
 
-    labels: (N,) int64; names: where each picture comes from.
+    A file that is not as it was when it was listed raises UserError. So the bytes are always the
+    same, and a picture that cannot be decoded never can be: it raises UnreadablePicture, each
+    time, and is noted in the file `noted` (a line of JSON each), which tells later readers.
     """
 
     def __init__(
-        self, listing: Listing, split: str, image_px: int, resampling: str = "bicubic"
+        self,
+        places: Numbers,
+        files: Sequence[str],
+        names: Sequence[str],
+        image_px: int,
+        noted: Path,
+        resampling: str = "bicubic",
     ) -> None:
-        listed = [picture for picture in listing.pictures() if picture.split == split]
-        self.labels = np.array([picture.label for picture in listed], np.int64)
-        self.names = tuple(picture.name for picture in listed)
-        places = [picture.place for picture in listed]
-        read = partial(_read_listed, self.names, places, image_px, resampling)
-        super().__init__(read, range(len(listed)), image_px)
+        self._places, self._files, self._names = places, files, names
+        self._resampling, self._noted = resampling, noted
+        self._found = _read_notes(noted, len(places))
+        # Of a picture that can be read; for the process, since its threads share their filters.
+        warnings.filterwarnings("ignore", module="PIL")
+        super().__init__(self._read, range(len(places)), image_px, self._found)
+
+    def left_out(self) -> list[dict[str, str]]:
+        """The unreadable ones so far, as dataset.json names what is left out."""
+        found = sorted(self._found.items())
+        return [{"path": self._names[number], "reason": reason} for number, reason in found]
+
+    def _read(self, number: int) -> Pixels:
+        if number not in self._found:
+            place = self._place(number)
+            _check_unchanged(place, self._names[number])
+            try:
+                return resize_and_crop(read_picture(place), self._image_px, self._resampling)
+            except UnreadableImage as error:
+                _check_unchanged(place, self._names[number])  # it may have gone just now
+                self._note(number, str(error))
+        raise UnreadablePicture(
+            f"{self._names[number]} cannot be read ({self._found[number]}); remove it, or "
+            "pack the pictures with alexnet prepare, which leaves such pictures out"
+        )
+
+    def _place(self, number: int) -> Place:
+        kind, file, start, size, mtime_ns = self._places[number].tolist()
+        return Place(PLACE_KINDS[kind], self._files[file], start, size, mtime_ns)
+
+    def _note(self, number: int, reason: str) -> None:
+        self._found[number] = reason
+        line = json.dumps({"number": number, "reason": reason}) + "\n"
+        # Whoever comes later finds out again.
+        with contextlib.suppress(OSError), open(self._noted, "ab") as file:
+            file.write(line.encode())
 
 
 def read_crops(
@@ -121,16 +189,22 @@ def read_crops(
     lefts: Numbers,
     size_px: int,
     out: Pixels,
-) -> None:
+) -> list[int]:
     """Cut one window from each picture `indices` names, into `out` (B, size, size, 3).
 
     tops, lefts: (B,) int64. Each copy and each decoding leaves the interpreter to other threads.
+    Returns the rows of unreadable pictures, whose part of `out` holds anything.
     """
     if isinstance(images, np.ndarray):
         images = np.asarray(images)  # a memory map's own indexing is Python, and slow
+    unreadable = []
     windows = zip(indices.tolist(), tops.tolist(), lefts.tolist(), strict=True)
     for row, (index, top, left) in enumerate(windows):
-        out[row] = images[index][top : top + size_px, left : left + size_px]
+        try:
+            out[row] = images[index][top : top + size_px, left : left + size_px]
+        except UnreadablePicture:
+            unreadable.append(row)
+    return unreadable
 
 
 def check_size(images: Pixels | DecodedPictures) -> None:
@@ -141,7 +215,7 @@ def check_size(images: Pixels | DecodedPictures) -> None:
     """
     if not isinstance(images, np.memmap) or images.filename is None:
         return
-    with suppress(FileNotFoundError):
+    with contextlib.suppress(FileNotFoundError):
         if Path(images.filename).stat().st_size < images.offset + images.nbytes:
             raise UserError(
                 f"{images.filename} was cut short while it was in use; prepare the pictures again, "
@@ -193,13 +267,30 @@ def _damaged(file: Path, number: int, what: str) -> UserError:
     )
 
 
-def _read_listed(
-    names: Sequence[str], places: Sequence[Place], image_px: int, resampling: str, number: int
-) -> Pixels:
+def _check_unchanged(place: Place, name: str) -> None:
+    """Raises UserError unless the file of a picture is as it was when it was listed."""
     try:
-        return resize_and_crop(read_picture(places[number]), image_px, resampling)
-    except UnreadableImage as error:
+        status = os.stat(place.file)
+    except OSError as error:
         raise UserError(
-            f"{names[number]} cannot be read ({error}); remove it, or pack the pictures with "
-            "alexnet prepare, which leaves such pictures out"
+            f"{name} cannot be read any more ({place.file}: {error.strerror}); put it back and go "
+            "on with --resume, or start a new run"
         ) from error
+    same_size = place.kind != "file" or status.st_size == place.size
+    if not same_size or status.st_mtime_ns != place.mtime_ns:
+        raise UserError(
+            f"{name} has changed since its run began ({place.file}); put the old file back, with "
+            "its time (cp -p), and go on with --resume, or start a new run"
+        )
+
+
+def _read_notes(path: Path, count: int) -> dict[int, str]:
+    """What `ListedPictures` noted; lines that make no sense are passed over."""
+    found = {}
+    with contextlib.suppress(OSError):
+        for line in path.read_bytes().splitlines():
+            with contextlib.suppress(ValueError, LookupError, TypeError):
+                note = json.loads(line)
+                if 0 <= note["number"] < count:
+                    found[int(note["number"])] = str(note["reason"])
+    return found

@@ -25,6 +25,7 @@ from alexnet.dataset import Split
 from alexnet.errors import UserError
 from alexnet.files import atomic_file
 from alexnet.metrics import TOP_K, ErrorCount, count_errors, label_ranks
+from alexnet.pictures import UnreadablePicture
 
 PICTURES_AT_A_TIME = 4096  # whose vectors the ranks exchange at once
 
@@ -131,22 +132,29 @@ def predict(
     `logits_of` maps crops float32 (B, 3, crop, crop) on `device` to logits (B, C) of any float
     type; a module goes in evaluation mode. `batch_size` counts crops. The fields of Predictions
     that only the caller knows keep their defaults. The ranks of `group` share the work, and each
-    gets all of it. Raises as `mean_over_views` does.
+    gets all of it. Of pictures that
+    are read straight from their files, those that cannot be decoded are left out. Raises as
+    `mean_over_views` does.
     """
 
     def probabilities_of(crops: Tensor) -> Tensor:
         return logits_of(crops).float().softmax(1)
 
-    probabilities = mean_over_views(
-        probabilities_of,
-        split,
-        preprocessing,
-        views=views,
-        batch_size=batch_size,
-        device=device,
-        progress=progress,
-        group=group,
-    )
+    while True:
+        try:
+            probabilities = mean_over_views(
+                probabilities_of,
+                split,
+                preprocessing,
+                views=views,
+                batch_size=batch_size,
+                device=device,
+                progress=progress,
+                group=group,
+            )
+            break
+        except UnreadablePicture:
+            split = split.readable()
     return Predictions(
         probabilities,
         np.array(split.labels, np.int64),

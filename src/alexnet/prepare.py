@@ -12,7 +12,7 @@ import json
 import math
 import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import groupby, islice
@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from alexnet.dataset import PackedDataset, is_packed, open_packed
 from alexnet.errors import UserError, suggest
@@ -136,7 +137,7 @@ def merge(listing: Listing, target: Path, *, name: str, form: Form | None = None
         contents.class_ids,
         contents.class_names,
         contents.refused,
-        lambda packed: _check_classes(packed, contents),
+        lambda packed: _check_packed(packed, contents),
     )
     return open_packed(target)
 
@@ -186,8 +187,8 @@ def contents_of(
     start, stop = (share - 1) * total // shares, share * total // shares
 
     def blocks(done: int) -> Iterator[Block]:
-        jobs = _jobs(listing.pictures(start + done, stop), block_images(form.image_px))
-        count = processes or _sensible_processes(stop - start - done)
+        jobs = jobs_of(listing.pictures(start + done, stop), block_images(form.image_px))
+        count = processes or sensible_processes(stop - start - done)
         decoded = in_order(
             partial(decode, form),
             jobs,
@@ -274,7 +275,7 @@ def _pack(
             if progress is not None:
                 progress(packed.done, total)
         if shard is None:
-            _check_classes(packed, contents)
+            _check_packed(packed, contents)
             packed.finish(contents.class_ids, contents.class_names, refused=contents.refused)
 
 
@@ -297,7 +298,7 @@ def _block(
     return make_block(split, stacked, labels, sources, left_out, rows)
 
 
-def _jobs(pictures: Iterator[Listed], size: int) -> Iterator[Sequence[Listed]]:
+def jobs_of(pictures: Iterator[Listed], size: int) -> Iterator[Sequence[Listed]]:
     """Cut into runs of at most `size` pictures of one split."""
     for _, part in groupby(pictures, key=lambda picture: picture.split):
         while job := list(islice(part, size)):
@@ -307,30 +308,44 @@ def _jobs(pictures: Iterator[Listed], size: int) -> Iterator[Sequence[Listed]]:
 def _checked(blocks: Iterable[Block], total: int) -> Iterator[Block]:
     """Pass blocks on; stop when so much was left out that the rest is no data set."""
     left_out = 0
-    first = ""
+    first: dict[str, str] = {}
     for block in blocks:
-        if block.left_out and not left_out:
-            first = f"{block.left_out[0]['path']}: {block.left_out[0]['reason']}"
-        left_out += len(block.left_out)
-        if 2 * left_out > total:
-            raise NoDataSetError(
-                f"more than half of the {total:,} pictures cannot be read; the first: {first}"
-            )
+        if block.left_out:
+            first = first or block.left_out[0]
+            left_out += len(block.left_out)
+            check_left_out(left_out, first, total)
         yield block
 
 
-def _check_classes(packed: Packing, contents: Contents) -> None:
+def check_left_out(left_out: int, first: Mapping[str, str], total: int) -> None:
+    """Raises NoDataSetError, naming the first, when more than half of all are left out."""
+    if 2 * left_out > total:
+        raise NoDataSetError(
+            f"more than half of the {total:,} pictures cannot be read; "
+            f"the first: {first['path']}: {first['reason']}"
+        )
+
+
+def _check_packed(packed: Packing, contents: Contents) -> None:
     kept = packed.class_counts(len(contents.class_ids))
-    none = np.zeros(len(contents.class_ids), np.int64)
-    for split, expected in contents.expected.items():
-        counts = kept.get(split, none)
-        for class_id, before, after in zip(contents.class_ids, expected, counts, strict=True):
-            if before and not after:
+    check_classes(kept, contents.expected, contents.class_ids)
+
+
+def check_classes(
+    kept: Mapping[str, npt.NDArray[np.int64]],
+    expected: Mapping[str, list[int]],
+    class_ids: Sequence[str],
+) -> None:
+    """Raises NoDataSetError for a class that has lost all its pictures in a split."""
+    none = np.zeros(len(class_ids), np.int64)
+    for split, before in expected.items():
+        for class_id, was, is_now in zip(class_ids, before, kept.get(split, none), strict=True):
+            if was and not is_now:
                 raise NoDataSetError(
                     f"no picture of class {class_id!r} for {split} can be read; "
                     "replace the pictures of this class or remove it"
                 )
 
 
-def _sensible_processes(num_pictures: int) -> int:
+def sensible_processes(num_pictures: int) -> int:
     return max(min(available_cores(), num_pictures // PICTURES_PER_PROCESS), 1)

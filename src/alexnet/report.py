@@ -361,6 +361,9 @@ def _data_in_words(run: Run) -> str:
         for key, one, many in sizes
         if isinstance(described.get(key), int)
     ]
+    of = described.get("statistics_images")
+    if isinstance(of, int) and of != described.get("train_images"):
+        counts.append(f"mean and colours of {counted(of, 'training picture')}")
     return ", ".join([run.dataset, *counts])
 
 

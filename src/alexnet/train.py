@@ -32,6 +32,7 @@ from alexnet.finetune import begin_from, told
 from alexnet.loader import Batch, batch_images, batches, num_batches
 from alexnet.log import Display, RunLog, SilentLog, environment
 from alexnet.parallel import ALONE, Ranks, code_sha256
+from alexnet.pictures import ListedPictures
 from alexnet.predictions import Predictions, mean_log_probability, predict, score
 from alexnet.randomness import permutation
 from alexnet.saving import Saver, SilentSaver
@@ -215,6 +216,8 @@ def _steps(
     split = dataset.splits["train"]
     per_epoch = num_batches(recipe, len(split))
     pending = _Pending()
+    known = split.images.unreadable if isinstance(split.images, ListedPictures) else ()
+    named = set(known)
     last_checkpoint = time.monotonic()
     ranks = training.ranks
     if not ranks.of_first(bool(checkpoint.available(saver.folder))):
@@ -259,6 +262,7 @@ def _steps(
             ends = training.step == total_steps
             if evaluates or saves or ends or due(training.step, system.log_steps):
                 pending.flush(training, per_epoch, log, display)
+                _tell_unreadable(split, named, training.step, log, display)
                 _watch(training, pending, images, labels, log, display)
             if evaluates:
                 _validate(training, dataset, per_epoch, log, display, stopped)
@@ -304,6 +308,19 @@ def _tell_unsaved(error: UserError, training: Training, log: RunLog, display: Di
     message = f"not saved: {error}; training goes on and tries again in {minutes:g} min"
     log.write("unsaved", training.step, message=message)
     display.say(message)
+
+
+def _tell_unreadable(
+    split: Split, named: set[int], step: int, log: RunLog, display: Display
+) -> None:
+    """Name the pictures that could not be decoded when their turn came, once each."""
+    if isinstance(split.images, ListedPictures):
+        for number, reason in sorted(split.images.unreadable.items()):
+            if number not in named:
+                named.add(number)
+                path = split.sources[number]
+                log.write("left_out", step, path=path, reason=reason)
+                display.say(f"left out: {path}: {reason}")
 
 
 class _Pending:
@@ -501,8 +518,7 @@ def first_of(split: Split, settings: EvaluateConfig) -> Split:
     """The first `train_pictures` in the order of a shuffle that no seed of a training changes."""
     order = permutation(0, "training pictures to evaluate", 0, len(split))
     chosen = np.sort(order[: settings.train_pictures])
-    sources = [split.sources[index] for index in chosen]
-    return Split(split.name, split.images[chosen], split.labels[chosen], sources)
+    return split.part(chosen)
 
 
 def _evaluate(training: Training, split: Split, stopped: list[int]) -> Predictions:
@@ -580,6 +596,7 @@ def model_card(training: Training, dataset: PackedDataset) -> ModelCard:
         eigenvectors=torch.from_numpy(found.eigenvectors),
         views=recipe.views,
         origin=training.origin,
+        statistics_images=dataset.statistics_images,
     )
 
 
@@ -636,6 +653,7 @@ def _environment(training: Training, dataset: PackedDataset) -> dict[str, Any]:
             "classes": len(dataset.class_names),
             **{f"{name}_images": len(split) for name, split in dataset.splits.items()},
             "left_out": len(dataset.left_out),
+            "statistics_images": dataset.statistics_images,
         },
     }
 

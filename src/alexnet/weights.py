@@ -38,6 +38,7 @@ class ModelCard:
     views: the evaluation protocol of the run, e.g. (1, 10).
     origin: where the weights came from before: what they were fine-tuned or converted from, with
     its sha256; empty for a network trained from fresh weights.
+    statistics_images: of how many pictures mean image and PCA are; None: it is not known.
     """
 
     network: str
@@ -50,6 +51,7 @@ class ModelCard:
     eigenvectors: Tensor
     views: tuple[int, ...]
     origin: dict[str, Any] = field(default_factory=dict)
+    statistics_images: int | None = None
 
     @property
     def num_classes(self) -> int:
@@ -79,6 +81,7 @@ def save_model(
         "input_std": preprocessing.input_std,
         "input_scale": "0..255, less the mean image",
         "views": card.views,
+        "statistics_images": card.statistics_images,
     }
     if card.origin:
         described["origin"] = card.origin
@@ -157,6 +160,7 @@ def _card(described: dict[str, Any], statistics: dict[str, Tensor]) -> ModelCard
         eigenvectors=statistics["eigenvectors"],
         views=tuple(described["views"]),
         origin=dict(described.get("origin", {})),
+        statistics_images=described.get("statistics_images"),
     )
 
 
