@@ -1,5 +1,6 @@
 """Pictures that are decoded when they are read look like the arrays that they stand for."""
 
+import threading
 from collections.abc import Sequence
 from io import BytesIO
 from pathlib import Path
@@ -70,6 +71,34 @@ def test_a_slice_reads_nothing_before_it_is_looked_at() -> None:
     assert (len(every_third), every_third.shape, read) == (33, (33, 32, 32, 3), [])
     assert_array_equal(every_third[1], smooth(6))
     assert read == [6]
+
+
+@pytest.mark.parametrize("cores", [1, 2, 50])
+def test_several_pictures_are_decoded_by_as_many_threads_as_there_are_cores(
+    cores: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("alexnet.pictures.available_cores", lambda: cores)
+    seen: set[str] = set()
+    together = threading.Barrier(min(cores, 16))
+
+    def decode(number: int) -> np.ndarray:
+        together.wait(timeout=60)
+        seen.add(threading.current_thread().name)
+        return smooth(number)
+
+    pictures = np.asarray(DecodedPictures(decode, range(32), 32))
+    assert len(seen) == min(cores, 16)
+    assert_array_equal(pictures, np.stack([smooth(number) for number in range(32)]))
+
+
+def test_a_picture_that_fails_among_several_is_told_of() -> None:
+    def decode(number: int) -> np.ndarray:
+        if number == 5:
+            raise UserError("this one")
+        return smooth(number)
+
+    with pytest.raises(UserError, match="this one"):
+        np.asarray(DecodedPictures(decode, range(9), 32))
 
 
 @given(st.integers(0, 2**32 - 1), st.integers(1, 40), st.integers(30, 100))

@@ -275,6 +275,20 @@ def test_progress_ends_with_every_picture_done(
     assert seen[-1] == (33, 33)
 
 
+def test_the_bytes_of_checksums_are_counted_at_the_end(whole_source: Path, tmp_path: Path) -> None:
+    seen: list[tuple[int, int]] = []
+    data = prepare(
+        whole_source,
+        tmp_path / "packed",
+        checking=lambda done, total: seen.append((done, total)),
+    )
+    files = [path for split in data.splits for path in (data.path / split).iterdir()]
+    total = sum(path.stat().st_size for path in files)
+    assert [total for _, total in seen] == [total] * len(files)
+    assert seen[-1][0] == total
+    assert seen == sorted(seen)
+
+
 def test_an_interrupted_preparation_goes_on_where_it_was(
     whole_source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -380,7 +394,9 @@ def test_a_source_that_changed_is_not_gone_on_with(whole_source: Path, tmp_path:
     with pytest.raises(KeyboardInterrupt):
         prepare(whole_source, tmp_path / "packed", progress=interrupt)
     picture(whole_source / "cat" / "new.png")
-    with pytest.raises(UserError, match=r"other pictures, or they have changed since; remove"):
+    with pytest.raises(
+        UserError, match=r"other pictures, or they have changed since \(.*cp -p.*\); remove"
+    ):
         prepare(whole_source, tmp_path / "packed")
     assert (tmp_path / "packed.partial").is_dir()
 

@@ -5,7 +5,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -85,3 +85,19 @@ def alive(pid: int) -> bool:
         return "Z" not in Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
     except OSError:
         return False
+
+
+def test_jobs_under_way_weigh_no_more_than_they_may_and_one_job_always_may() -> None:
+    taken: list[int] = []
+
+    def jobs() -> Iterator[list[int]]:
+        for number in range(20):
+            taken.append(number)
+            yield [number] * (1 if number < 10 else 100)
+
+    results = in_order(sum, jobs(), processes=2, crashed=int, weight=len, most=3)
+    for count, result in enumerate(results):
+        assert result == (count if count < 10 else 100 * count)
+        # It is not under way any more; at most three others are, or one that is heavy by itself.
+        assert len(taken) - (count + 1) <= 3
+    assert taken == list(range(20))

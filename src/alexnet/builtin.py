@@ -19,11 +19,10 @@ from alexnet.dataset import PackedDataset
 from alexnet.errors import UserError
 from alexnet.files import cache_folder, locked, new_folder
 from alexnet.images import resize_and_crop
-from alexnet.packing import Block, Labels, make_block
+from alexnet.packing import Block, Labels, Progress, make_block
 from alexnet.prepare import (
     Contents,
     Form,
-    Progress,
     block_ranges,
     contents_of,
     fingerprint,

@@ -36,6 +36,8 @@ Settings = Annotated[
 ]
 Precision = Literal["fp32", "bf16", "fp64"]
 
+CHECKING = "computing checksums, in bytes"
+
 LEFT_OUT_SHOWN = 50  # pictures that `prepare` names; dataset.json names all
 
 
@@ -560,8 +562,15 @@ def prepare(
             say(remark)
         title = name or name_of_source(source)
         if merge:
-            with console.status("putting the shares together"):
-                packed = preparation.merge(listing, target, name=title, form=form)
+            with Progress(console, "putting the shares together") as advance:
+                packed = preparation.merge(
+                    listing,
+                    target,
+                    name=title,
+                    form=form,
+                    progress=advance,
+                    checking=functools.partial(advance, title=CHECKING),
+                )
         else:
             say(preparation.forecast(len(listing), form))
             with Progress(console, "preparing pictures") as advance:
@@ -573,6 +582,7 @@ def prepare(
                     processes=processes,
                     shard=share,
                     progress=advance,
+                    checking=functools.partial(advance, title=CHECKING),
                 )
             if made is None:
                 say(f"{target}: share {shard} is ready; when all are, take --merge for --shard")
@@ -744,6 +754,7 @@ def _prepare_pipe(
             form=form,
             processes=processes,
             progress=advance,
+            checking=functools.partial(advance, title=CHECKING),
             **chosen,
         )
 

@@ -11,7 +11,7 @@ import json
 import os
 import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
@@ -21,6 +21,8 @@ try:
     import fcntl
 except ImportError:  # a system without file locks
     fcntl = None  # type: ignore[assignment]
+
+HASHED_AT_A_TIME = 2**22
 
 
 @contextlib.contextmanager
@@ -164,6 +166,12 @@ def read_json(path: Path) -> Any:
         raise UserError(f"{path} is damaged or cannot be read: {error}") from None
 
 
-def sha256_of(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def sha256_of(path: Path, advance: Callable[[int], None] | None = None) -> str:
+    """Hexadecimal; `advance` is called with the number of bytes of each part read."""
+    digest = hashlib.sha256()
+    with open(path, "rb", buffering=0) as file:
+        while part := file.read(HASHED_AT_A_TIME):
+            digest.update(part)
+            if advance is not None:
+                advance(len(part))
+    return digest.hexdigest()

@@ -10,7 +10,8 @@ from pathlib import Path
 from alexnet import builtin
 from alexnet.dataset import PackedDataset, is_packed, open_packed
 from alexnet.errors import UserError, suggest
-from alexnet.prepare import Form, Progress, contents_of, open_cached
+from alexnet.packing import Progress
+from alexnet.prepare import Form, contents_of, open_cached
 from alexnet.sources import find_source, name_of_source
 from alexnet.straight import open_straight
 

@@ -51,6 +51,9 @@ JPEG_BYTES_PER_PIXEL = 0.4
 
 Labels = npt.NDArray[np.int64]
 
+Progress = Callable[[int, int], None]
+"""Called as progress(done, in all)."""
+
 
 @dataclass(frozen=True)
 class Block:
@@ -200,7 +203,7 @@ class Packing:
         }
 
     def finish_split(self, split: str, labels: Labels, num_classes: int) -> dict[str, Any]:
-        """Close the files of one split and describe it as dataset.json does."""
+        """Close the files of one split and describe it as dataset.json does, but for checksums."""
         folder, px = self.data / split, self._plan.image_px
         _write_array(folder / "labels.npy", labels)
         if self._plan.store == "pixels":
@@ -213,7 +216,6 @@ class Packing:
         return {
             "images": len(labels),
             "per_class": np.bincount(labels, minlength=num_classes).tolist(),
-            "sha256": {path.name: sha256_of(path) for path in sorted(folder.iterdir())},
         }
 
     def finish(
@@ -223,11 +225,13 @@ class Packing:
         *,
         relabel: npt.NDArray[np.int64] | None = None,
         refused: Iterable[dict[str, str]] = (),
+        progress: Progress | None = None,
     ) -> None:
         """Write what is still missing of the data set into `data`.
 
         `relabel` (classes,) gives the label that each label so far becomes: of a stream, the
-        classes are known at its end only.
+        classes are known at its end only. `progress` is called with the bytes whose checksum has
+        been computed, and their number.
         """
         self.note()
         left_out = [*refused, *self.left_out()]
@@ -239,6 +243,9 @@ class Packing:
             labels = self._labels(split)
             labels = labels if relabel is None else relabel[labels]
             splits[split] = self.finish_split(split, labels, len(class_ids))
+        checksums = self._checksums(progress)
+        for split, described in splits.items():
+            described["sha256"] = checksums[split]
         statistics = self.data / "statistics.npz"
         with open(statistics, "wb") as file:
             np.savez(file, allow_pickle=False, **vars(statistics_of(self._moments)))
@@ -257,6 +264,22 @@ class Packing:
             "left_out": left_out,
         }
         write_json(self.data / "dataset.json", contents)
+
+    def _checksums(self, progress: Progress | None) -> dict[str, dict[str, str]]:
+        """Of each file of each split. Of a large data set this takes minutes."""
+        files = [path for split in self._splits() for path in sorted((self.data / split).iterdir())]
+        total, done = sum(path.stat().st_size for path in files), 0
+
+        def advance(count: int) -> None:
+            nonlocal done
+            done += count
+            if progress is not None:
+                progress(done, total)
+
+        found: dict[str, dict[str, str]] = {}
+        for path in files:
+            found.setdefault(path.parent.name, {})[path.name] = sha256_of(path, advance)
+        return found
 
     @staticmethod
     def done_in(folder: Path) -> int:
@@ -425,10 +448,13 @@ def merge_shares(
     class_names: tuple[str, ...],
     refused: Iterable[dict[str, str]],
     check: Callable[[Packing], None],
+    progress: Progress | None = None,
+    checking: Progress | None = None,
 ) -> None:
     """Put the finished shares of `plan` beside `target` together, and remove them.
 
-    `check` looks at the whole before it is finished, and may raise NoDataSetError.
+    `check` looks at the whole before it is finished, and may raise NoDataSetError. `progress` is
+    called with pictures, `checking` with the bytes of checksums.
 
     Raises UserError when one is missing or belongs to another plan.
     """
@@ -453,8 +479,10 @@ def merge_shares(
             if whole.done < ends:
                 whole.append_share(folder)
                 whole.note()
+            if progress is not None:
+                progress(whole.done, plan.num_images)
         check(whole)
-        whole.finish(class_ids, class_names, refused=refused)
+        whole.finish(class_ids, class_names, refused=refused, progress=checking)
     for folder in folders:
         shutil.rmtree(folder, ignore_errors=True)
 
@@ -487,7 +515,7 @@ def _check_plan(folder: Path, plan: Plan) -> None:
     if differing:
         other = f"another {differing[0]}"
         if "source" in differing:
-            other = "other pictures, or they have changed since"
+            other = "other pictures, or they have changed since (in time or size: cp -p keeps both)"
         raise UserError(
             f"{folder} was begun with {other}; remove it to begin anew, or choose another place"
         )

@@ -14,6 +14,7 @@ import json
 import os
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from io import BytesIO
 from pathlib import Path
@@ -26,6 +27,7 @@ from PIL import Image
 from alexnet.errors import UserError
 from alexnet.images import UnreadableImage, resize_and_crop
 from alexnet.listing import Place, read_picture
+from alexnet.workers import available_cores
 
 try:
     import simplejpeg  # type: ignore[import-not-found, import-untyped, unused-ignore]
@@ -36,6 +38,9 @@ Pixels = NDArray[np.uint8]
 Numbers = NDArray[np.int64]
 
 JPEG_QUALITY = 90
+
+# Decoding leaves the interpreter to other threads; more than these wait for it all the same.
+MAX_DECODING_THREADS = 16
 
 # Places of pictures as five numbers: kind, which file, first byte, bytes, time of change.
 PLACE_KINDS = ("file", "span", "cifar")
@@ -103,8 +108,17 @@ class DecodedPictures:
 
     def _stack(self, numbers: Sequence[int]) -> Pixels:
         pictures = np.empty((len(numbers), *self.shape[1:]), np.uint8)
-        for row, number in enumerate(numbers):
-            pictures[row] = self._decode(number)
+
+        def fill(row: int) -> None:
+            pictures[row] = self._decode(numbers[row])
+
+        threads = min(available_cores(), MAX_DECODING_THREADS, len(numbers))
+        if threads < 2:
+            for row in range(len(numbers)):
+                fill(row)
+            return pictures
+        with ThreadPoolExecutor(threads, thread_name_prefix="decoder") as pool:
+            list(pool.map(fill, range(len(numbers))))  # raises what the first one raised
         return pictures
 
 

@@ -35,6 +35,7 @@ from alexnet.packing import (
     NoDataSetError,
     Packing,
     Plan,
+    Progress,
     make_block,
     merge_shares,
     packed_bytes,
@@ -43,9 +44,6 @@ from alexnet.packing import (
 from alexnet.pictures import decode_jpeg, encode_jpeg
 from alexnet.statistics import Pixels
 from alexnet.workers import available_cores, in_order
-
-Progress = Callable[[int, int], None]
-"""Called as progress(pictures done, pictures in all)."""
 
 # Raised whenever the same pictures would be packed to other pixels, so that caches are renewed.
 PIXELS_VERSION = 1
@@ -114,20 +112,30 @@ def prepare(
     processes: int | None = None,
     shard: tuple[int, int] | None = None,
     progress: Progress | None = None,
+    checking: Progress | None = None,
 ) -> PackedDataset | None:
     """Pack the pictures of a source into the new folder `target` and open it.
 
     `processes` decode (by default one per core). Interrupted, the same call goes on where it was.
     With `shard` (i, n), i from 1 to n, only that share is packed, and None is returned; `merge`
-    puts the shares together. Raises UserError for whatever stands in the way.
+    puts the shares together. `progress` is called with pictures, `checking` with the bytes of
+    checksums, at the end. Raises UserError for whatever stands in the way.
     """
     form = form or Form()
     contents = contents_of(listing, form, processes=processes, shard=shard)
-    _pack(target, contents, form, name, shard, progress)
+    _pack(target, contents, form, name, shard, progress, checking)
     return None if shard is not None else open_packed(target)
 
 
-def merge(listing: Listing, target: Path, *, name: str, form: Form | None = None) -> PackedDataset:
+def merge(
+    listing: Listing,
+    target: Path,
+    *,
+    name: str,
+    form: Form | None = None,
+    progress: Progress | None = None,
+    checking: Progress | None = None,
+) -> PackedDataset:
     """Put the finished shares of `prepare(..., shard=...)` beside `target` together."""
     form = form or Form()
     contents = contents_of(listing, form)
@@ -138,6 +146,8 @@ def merge(listing: Listing, target: Path, *, name: str, form: Form | None = None
         contents.class_names,
         contents.refused,
         lambda packed: _check_packed(packed, contents),
+        progress,
+        checking,
     )
     return open_packed(target)
 
@@ -267,6 +277,7 @@ def _pack(
     name: str,
     shard: tuple[int, int] | None,
     progress: Progress | None,
+    checking: Progress | None = None,
 ) -> None:
     with packing(target, _plan(contents, form, name, shard)) as packed:
         total = contents.num_images // (shard or (1, 1))[1]
@@ -276,7 +287,12 @@ def _pack(
                 progress(packed.done, total)
         if shard is None:
             _check_packed(packed, contents)
-            packed.finish(contents.class_ids, contents.class_names, refused=contents.refused)
+            packed.finish(
+                contents.class_ids,
+                contents.class_names,
+                refused=contents.refused,
+                progress=checking,
+            )
 
 
 def _block(

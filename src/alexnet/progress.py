@@ -3,10 +3,13 @@
 Not here: the display of a training (`log.py`).
 """
 
-from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 from rich.console import Console
+
+
+class Advance(Protocol):
+    def __call__(self, done: int, total: int, title: str = "") -> None: ...
 
 
 class Progress:
@@ -17,19 +20,21 @@ class Progress:
 
         self.bar = Bar(console=console, transient=True, disable=not console.is_terminal)
         self.console, self.title = console, title
-        self.task: Any = None
+        self.tasks: dict[str, Any] = {}
 
-    def __enter__(self) -> Callable[[int, int], None]:
+    def __enter__(self) -> Advance:
         self.bar.start()
         return self.advance
 
     def __exit__(self, *_: object) -> None:
         self.bar.stop()
 
-    def advance(self, done: int, total: int) -> None:
-        if self.task is None:
-            self.task = self.bar.add_task(self.title, total=total or None)  # of a pipe, unknown
+    def advance(self, done: int, total: int, title: str = "") -> None:
+        """Another `title` than the last begins another bar."""
+        title = title or self.title
+        if title not in self.tasks:
+            self.tasks[title] = self.bar.add_task(title, total=total or None)  # of a pipe, unknown
             if self.bar.disable:
                 of = f": {total:,}" if total else ""
-                self.console.print(f"{self.title}{of}", highlight=False)
-        self.bar.update(self.task, completed=done)
+                self.console.print(f"{title}{of}", highlight=False)
+        self.bar.update(self.tasks[title], completed=done)

@@ -28,12 +28,11 @@ from alexnet.errors import UserError
 from alexnet.files import cache_folder, locked, new_folder, sha256_of, write_json
 from alexnet.images import MAX_PIXELS, UnreadableImage
 from alexnet.listing import Listed, Listing, Place, picture_of
-from alexnet.packing import FORMAT, FORMAT_VERSION, Labels, name_line
+from alexnet.packing import FORMAT, FORMAT_VERSION, Labels, Progress, name_line
 from alexnet.pictures import PLACE_KINDS
 from alexnet.prepare import (
     PIXELS_VERSION,
     Form,
-    Progress,
     block_images,
     check_classes,
     check_left_out,

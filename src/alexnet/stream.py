@@ -21,12 +21,16 @@ from alexnet.dataset import PackedDataset, open_packed
 from alexnet.errors import UserError
 from alexnet.imagenet import WORDNET_NAMES, read_classes
 from alexnet.listing import SPLITS, Carried, Picture
-from alexnet.packing import Block, Packing, Plan, packing
-from alexnet.prepare import Form, Progress, block_images, crashed, decode
+from alexnet.packing import Block, Packing, Plan, Progress, packing
+from alexnet.prepare import Form, block_images, crashed, decode
 from alexnet.sources import stream_source
 from alexnet.workers import available_cores, in_order
 
 DEFAULT_VAL_FRACTION = 0.1
+
+# Pictures of a pipe wait in memory: here, on their way to a process, and there.
+JOB_BYTES = 2**24
+BYTES_UNDER_WAY = 2**27
 
 
 def prepare_stream(
@@ -41,13 +45,15 @@ def prepare_stream(
     seed: int = 0,
     processes: int | None = None,
     progress: Progress | None = None,
+    checking: Progress | None = None,
 ) -> PackedDataset:
     """Pack the pictures of a tar that can only be read forwards, in the order of the stream.
 
     Where the stream does not tell splits, each picture is held out for validation with the chance
     `val_fraction` (None: a tenth; 0: none), drawn from its name and `seed`, but for the first of
     its class. A stream that breaks off is an error; what has come is kept. Progress counts
-    pictures, with 0 for their unknown number. Raises UserError for whatever stands in the way.
+    pictures, with 0 for their unknown number; `checking` the bytes of checksums. Raises UserError
+    for whatever stands in the way.
     """
     form = form or Form()
     fraction = DEFAULT_VAL_FRACTION if val_fraction is None else val_fraction
@@ -70,6 +76,8 @@ def prepare_stream(
             _jobs(numbered, block_images(form.image_px)),
             processes=processes or available_cores(),
             crashed=lambda picture: [crashed(form, picture)],
+            weight=_bytes_of,
+            most=BYTES_UNDER_WAY,
         ):
             packed.add(*blocks)
             if progress is not None:
@@ -96,7 +104,7 @@ def prepare_stream(
                 f"no picture of class {missing!r} that can be read is left to train on; mend the "
                 f"stream and remove {packed.data.parent} to begin anew"
             )
-        packed.finish(tuple(order), named, relabel=relabel, refused=refused)
+        packed.finish(tuple(order), named, relabel=relabel, refused=refused, progress=checking)
     return open_packed(target)
 
 
@@ -145,8 +153,19 @@ def _sum_of(names: Iterable[str]) -> int:
 
 
 def _jobs(pictures: Iterator[Carried], size: int) -> Iterator[Sequence[Carried]]:
-    while job := list(islice(pictures, size)):
+    """Cut into runs of at most `size` pictures, and of not much more than JOB_BYTES."""
+    job: list[Carried] = []
+    for picture in pictures:
+        job.append(picture)
+        if len(job) == size or _bytes_of(job) >= JOB_BYTES:
+            yield job
+            job = []
+    if job:
         yield job
+
+
+def _bytes_of(job: Sequence[Carried]) -> int:
+    return sum(len(picture.data) for picture in job)
 
 
 def _decode_splits(form: Form, pictures: Sequence[Carried]) -> list[Block]:

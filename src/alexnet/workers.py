@@ -5,6 +5,7 @@ again, one item at a time, and the item that kills its process alone is named.
 """
 
 import os
+import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -34,30 +35,37 @@ def in_order(
     *,
     processes: int,
     crashed: Callable[[Item], Result],
+    weight: Callable[[Sequence[Item]], int] = len,
+    most: int | None = None,
 ) -> Iterator[Result]:
     """Yield function(job) for each job, in the order of the jobs.
 
     With one process the work is done here, unprotected. Otherwise `function` and the items must
-    pickle; a few jobs are read ahead. Where a process died, its job's items are done one by one
+    pickle; a few jobs are read ahead, while those under way weigh less than `most` together. Where
+    a process died, its job's items are done one by one
     and yield a result each, `crashed(item)` for those that kill their process again.
     """
     if processes == 1:
         yield from map(function, jobs)
         return
     waiting: deque[tuple[Sequence[Item], Future[Result]]] = deque()
+    limit = sys.maxsize if most is None else most
+    under_way = 0
     jobs = iter(jobs)
     pool = _pool(processes)
     try:
         exhausted = False
         while waiting or not exhausted:
-            while not exhausted and len(waiting) < JOBS_AHEAD * processes:
+            while not exhausted and len(waiting) < JOBS_AHEAD * processes and under_way < limit:
                 job = next(jobs, None)
                 exhausted = job is None
                 if job is not None:
+                    under_way += weight(job)
                     waiting.append((job, _submit(pool, function, job)))
             if not waiting:
                 return
             job, future = waiting.popleft()
+            under_way -= weight(job)
             try:
                 yield future.result()
             except BrokenProcessPool:
@@ -65,6 +73,7 @@ def in_order(
                 for one in (job, *(other for other, _ in waiting)):
                     yield from _one_by_one(function, one, crashed)
                 waiting.clear()
+                under_way = 0
                 pool = _pool(processes)
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
