@@ -27,7 +27,7 @@ LEVELS = [
     | {"scaling"},
     {"replicas"},
     {"hybrid"},
-    {"audit", "dataset", "gather", "imagenet", "weights"},
+    {"audit", "dataset", "gather", "imagenet", "nvjpeg", "weights"},
     {"contact", "kinds", "loader", "predictions"},
     {"results", "retrieval", "sources", "step"} | {"bench_scaling", "scaling_ranks"},
     {"finetune"},

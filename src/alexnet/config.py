@@ -33,7 +33,8 @@ class DataConfig:
     """Section 2. Pictures of image_px x image_px; the sizes are for the built-in shapes alone.
 
     Without `prepare`, pictures are decoded each time, and mean and colours are those of a `sample`
-    of the training pictures (0: of all).
+    of the training pictures (0: of all). `decoder` is that of a store of JPEGs: "cuda" is the
+    GPU's, whose pixels differ a little.
     """
 
     dataset: str = ""
@@ -45,6 +46,7 @@ class DataConfig:
     num_classes: int = 0
     prepare: bool = True
     sample: int = 2000
+    decoder: Literal["cpu", "cuda"] = "cpu"
 
 
 @dataclass(frozen=True, kw_only=True)

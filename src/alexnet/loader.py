@@ -27,7 +27,8 @@ from alexnet.augment import CropDraws, draw_crops
 from alexnet.config import Recipe
 from alexnet.dataset import Split
 from alexnet.errors import UserError
-from alexnet.pictures import Pixels, check_size, read_crops
+from alexnet.nvjpeg import DeviceDecoder
+from alexnet.pictures import JpegPictures, Pixels, check_size, read_crops
 from alexnet.randomness import normal, permutation
 from alexnet.workers import available_cores
 
@@ -119,18 +120,23 @@ def read_batch(
     rank: int = 0,
     ranks: int = 1,
     make_buffer: MakeBuffer = _fresh_buffer,
+    decoder: DeviceDecoder | None = None,
 ) -> Batch:
     """Read one rank's part of one batch of one epoch; a pure function of its arguments.
 
-    `make_buffer` decides only which memory the crops lie in. Pictures that cannot be decoded are
+    `make_buffer` decides only which memory the crops lie in; `decoder` decodes a store of JPEGs
+    somewhere else. Pictures that cannot be decoded are
     missing from the batch, of a store of places; of others UserError is raised.
     """
     size, count, px = recipe.optimizer.batch_size, len(split), recipe.augment.crop_px
     positions = batch_positions(size, count, batch_index, rank=rank, ranks=ranks)
     indices = epoch_order(recipe, count, epoch)[positions]
     draws = crop_draws(recipe, indices, positions, epoch)
-    crops = make_buffer((len(indices), px, px, 3))
     check_size(split.images)
+    if decoder is not None and isinstance(split.images, JpegPictures):
+        decoded = decoder.crops(split.images, indices, draws.top, draws.left, px)
+        return _batch(split, recipe, epoch, indices, draws, decoded)
+    crops = make_buffer((len(indices), px, px, 3))
     unreadable = read_crops(split.images, indices, draws.top, draws.left, px, crops)
     if unreadable:
         kept = np.delete(np.arange(len(indices)), unreadable)
@@ -138,8 +144,19 @@ def read_batch(
             raise UserError(f"none of the {len(positions)} pictures of a minibatch can be read")
         indices, crops = indices[kept], crops[kept]
         draws = CropDraws(draws.top[kept], draws.left[kept], draws.flip[kept])
+    return _batch(split, recipe, epoch, indices, draws, torch.from_numpy(crops))
+
+
+def _batch(
+    split: Split,
+    recipe: Recipe,
+    epoch: int,
+    indices: NDArray[np.int64],
+    draws: CropDraws,
+    crops: Tensor,
+) -> Batch:
     return Batch(
-        crops=torch.from_numpy(crops),
+        crops=crops,
         labels=torch.from_numpy(np.asarray(split.labels[indices])),
         top=torch.from_numpy(draws.top),
         left=torch.from_numpy(draws.left),
@@ -160,6 +177,7 @@ def batches(
     ranks: int = 1,
     threads: int = 0,
     device: torch.device | None = None,
+    decoder: DeviceDecoder | None = None,
 ) -> Generator[Batch, None, None]:
     """Yield the batches of steps `step` .. `stop` - 1, counted from 0 over all epochs.
 
@@ -167,17 +185,29 @@ def batches(
     change the time and nothing else. An error in one is raised here, at its batch. On a CUDA
     `device` the batches come there, copied from pinned memory on a stream of their own. A batch
     is its receiver's for as long as anything refers to it; then its memory serves another.
+    With data.decoder "cuda", a store of JPEGs is decoded there, or by the `decoder` given.
     """
     per_epoch = num_batches(recipe, len(split))
     threads = threads or min(available_cores(), MAX_THREADS)
     on_cuda = device is not None and device.type == "cuda"
     buffers = Buffers(pinned=on_cuda)
     side_stream = torch.cuda.Stream(device) if on_cuda else None  # type: ignore[no-untyped-call]
+    jpegs = isinstance(split.images, JpegPictures) and recipe.data.decoder == "cuda"
+    if jpegs and decoder is None and device is not None and on_cuda:
+        own_stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+        decoder = DeviceDecoder(device, own_stream)
 
     def read(current: int) -> Batch:
         epoch, index = divmod(current, per_epoch)
         batch = read_batch(
-            split, recipe, epoch, index, rank=rank, ranks=ranks, make_buffer=buffers.lend
+            split,
+            recipe,
+            epoch,
+            index,
+            rank=rank,
+            ranks=ranks,
+            make_buffer=buffers.lend,
+            decoder=decoder,
         )
         if device is None or side_stream is None:
             return batch

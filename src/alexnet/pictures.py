@@ -130,8 +130,13 @@ class JpegPictures(DecodedPictures):
     """
 
     def __init__(self, file: Path, offsets: Numbers, image_px: int) -> None:
-        read = partial(_read_jpeg, file, np.memmap(file, np.uint8, "r"), offsets, image_px)
+        self._jpegs, self._offsets = np.memmap(file, np.uint8, "r"), offsets
+        read = partial(_read_jpeg, file, self._jpegs, offsets, image_px)
         super().__init__(read, range(len(offsets) - 1), image_px)
+
+    def file(self, number: int) -> Pixels:
+        """The bytes of one JPEG, (bytes,) uint8, not decoded."""
+        return np.array(self._jpegs[self._offsets[number] : self._offsets[number + 1]])
 
 
 class UnreadablePicture(UserError):
