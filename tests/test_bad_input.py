@@ -8,8 +8,9 @@ import errno
 import io
 import os
 import shutil
+import signal
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -420,6 +421,135 @@ def test_a_log_without_space_is_written_when_there_is_some(
     monkeypatch.undo()
     assert alexnet(*SHAPES, "--run", whole, "--max-steps", "5").code == 0
     assert fabricate.losses(run) == fabricate.losses(whole)
+
+
+def test_a_checkpoint_that_cannot_be_written_on_the_way_is_told_and_training_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """There is room again before the end: nothing but checkpoints in between is missing."""
+    run, whole = tmp_path / "run", tmp_path / "whole"
+    often = ("--set", "system.checkpoint_minutes=0.00001", "--max-steps", "5")
+    full = [f"step-0000000{step}" for step in (1, 2, 3)]
+    with monkeypatch.context() as patch:
+        fabricate.fill_up(patch, lambda path: any(name in path.name for name in full))
+        finished = alexnet(*SHAPES, "--run", run, *often)
+    assert finished.code == 0, finished
+    assert finished.err == ""
+    told = [line for line in finished.out.splitlines() if line.startswith("not saved: ")]
+    assert told
+    assert "no space left on the disk" in told[0]
+    assert "training goes on and tries again" in told[0]
+    assert len(told) == len(fabricate.events(run, "unsaved"))
+    assert not list(run.rglob("*.tmp"))
+    assert alexnet(*SHAPES, "--run", whole, *often).code == 0
+    assert fabricate.losses(run) == fabricate.losses(whole)
+    weights = (whole / "model.safetensors").read_bytes()
+    assert (run / "model.safetensors").read_bytes() == weights
+
+
+def test_a_stop_that_cannot_be_saved_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, real = tmp_path / "run", train.train_step
+
+    def step(*arguments: Any) -> Any:
+        os.kill(os.getpid(), signal.SIGTERM)
+        return real(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(train, "train_step", step)
+        fabricate.fill_up(patch, lambda path: "step-00000001" in path.name)
+        said = refusal(*SHAPES, "--run", run, "--max-steps", "5")
+    assert "no space left on the disk" in said
+    assert [path.name for path in checkpoint.available(run / "checkpoints")] == ["step-00000000.pt"]
+
+
+@pytest.mark.parametrize("lost", ["writes", "flush"])
+def test_tensorboard_is_given_up_when_it_cannot_be_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lost: str
+) -> None:
+    from tensorboard.summary.writer.record_writer import RecordWriter
+
+    def full(*arguments: Any) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    init = log.RunLog.__init__
+
+    def then_full(self: log.RunLog, *arguments: Any, **settings: Any) -> None:
+        init(self, *arguments, **settings)
+        monkeypatch.setattr(RecordWriter, "write" if lost == "writes" else "flush", full)
+
+    monkeypatch.setattr(log.RunLog, "__init__", then_full)
+    finished = alexnet(*SHAPES, "--run", tmp_path / "run", "--max-steps", "20")
+    assert (finished.code, finished.err) == (0, ""), finished
+    if lost == "writes":
+        assert finished.out.count("TensorBoard's files cannot be written") == 1
+    assert len(fabricate.losses(tmp_path / "run")) == 20
+
+
+# --- Pictures that are lost on the way ------------------------------------------------------------
+
+
+@pytest.fixture
+def packed(source: Path, tmp_path: Path) -> Path:
+    assert alexnet("prepare", source, tmp_path / "packed", "--image-px", "64").code == 0
+    return tmp_path / "packed"
+
+
+LONGER = (*FOLDER, "--max-steps", "8")
+
+
+def at_step(number: int, act: Callable[[], object], monkeypatch: pytest.MonkeyPatch) -> None:
+    real, done = train.train_step, 0
+
+    def step(*arguments: Any) -> Any:
+        nonlocal done
+        done += 1
+        if done == number:
+            act()
+        return real(*arguments)
+
+    monkeypatch.setattr(train, "train_step", step)
+
+
+def test_pictures_that_are_removed_are_missed_at_the_end_only(
+    packed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, whole, aside = tmp_path / "run", tmp_path / "whole", tmp_path / "aside"
+    assert alexnet(*LONGER, packed, "--run", whole).code == 0
+    shutil.copytree(packed, aside)
+    with monkeypatch.context() as patch:
+        at_step(5, lambda: shutil.rmtree(packed), patch)  # after the first evaluation
+        said = refusal(*LONGER, packed, "--run", run)
+    assert str(packed) in said
+    weights = (whole / "model.safetensors").read_bytes()
+    assert (run / "model.safetensors").read_bytes() == weights
+    aside.rename(packed)
+    assert alexnet("train", "--resume", "--run", run, "--no-report").code == 0
+    assert (run / "model.safetensors").read_bytes() == weights
+    assert (run / "summary.json").exists()
+
+
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_pictures_that_are_cut_short_stop_a_training_that_saves_first(
+    packed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, split: str
+) -> None:
+    run, whole, file = tmp_path / "run", tmp_path / "whole", packed / split / "images.npy"
+    assert alexnet(*LONGER, packed, "--run", whole).code == 0
+    content = file.read_bytes()
+    with monkeypatch.context() as patch:
+        at_step(2, lambda: os.truncate(file, 1000), patch)
+        said = refusal(*LONGER, packed, "--run", run)
+    assert f"{file} was cut short while it was in use" in said
+    assert "stopped and saved at step" in said
+    assert f"alexnet train --resume --run {run}" in said
+    (stop,) = fabricate.events(run, "stop")
+    assert max(fabricate.losses(run)) == stop["step"]
+    file.write_bytes(content)
+    assert alexnet("train", "--resume", "--run", run, "--no-report").code == 0
+    assert fabricate.losses(run) == fabricate.losses(whole)
+    weights = (whole / "model.safetensors").read_bytes()
+    assert (run / "model.safetensors").read_bytes() == weights
 
 
 def test_a_disk_that_is_really_full(tmp_path: Path) -> None:

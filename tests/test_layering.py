@@ -22,13 +22,13 @@ LEVELS = [
     {"chain_op"},
     {"fused"},
     {"checkpoint", "config", "differences", "drawing", "listing", "log", "model", "packing"},
-    {"archives", "describe", "examine", "pictures", "recipes", "saving", "trained"}
+    {"archives", "describe", "examine", "pictures", "recipes", "saving", "sessions", "trained"}
     | {"columns"}
     | {"scaling"},
     {"replicas"},
     {"hybrid"},
     {"audit", "dataset", "gather", "imagenet", "nvjpeg", "weights"},
-    {"contact", "kinds", "loader", "predictions"},
+    {"begun", "contact", "kinds", "loader", "predictions"},
     {"results", "retrieval", "sources", "step"} | {"bench_scaling", "scaling_ranks"},
     {"finetune"},
     {"prepare"},

@@ -19,7 +19,7 @@ import pytest
 import torch
 
 import fabricate
-from alexnet import checkpoint, step, stopping, train
+from alexnet import checkpoint, sessions, step, stopping, train
 from alexnet.config import Recipe, from_dict
 from alexnet.dataset import PackedDataset, open_packed
 from alexnet.files import read_json, write_json
@@ -64,6 +64,12 @@ def kill_self_after(steps: int, number: signal.Signals, monkeypatch: pytest.Monk
 
 def assert_same_training(run: Path, whole: Path) -> None:
     assert fabricate.losses(run) == fabricate.losses(whole)
+    for kind in ("rate", "scales"):
+        found, expected = (
+            [(event["step"], event.get("lr")) for event in fabricate.events(folder, kind)]
+            for folder in (run, whole)
+        )
+        assert found == expected, kind
     for name in ("loss", "top1_wrong", "top5_wrong", "epoch"):
         found, expected = (
             [(event["step"], event["views"], event.get(name)) for event in events]
@@ -203,16 +209,111 @@ def test_more_epochs_are_more_steps(tmp_path: Path) -> None:
     assert recipe["data"]["dataset"] == "shapes"
 
 
-def test_the_recipe_of_a_resumed_run_stays_what_it_was(
+def test_a_resumed_run_keeps_its_recipe_and_tells_of_each_session(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = tmp_path / "run"
     with monkeypatch.context() as patch:
         kill_self_after(1, signal.SIGTERM, patch)
         alexnet(*SHAPES, "--run", run, "--max-steps", "2")
-    before = {name: (run / name).read_bytes() for name in ("recipe.json", "environment.json")}
+    recipe, environment = (run / "recipe.json").read_bytes(), read_json(run / "environment.json")
+    resume = ("train", "--resume", "--run", run, "--no-report")
+    assert alexnet(*resume).code == 0
+    assert (run / "recipe.json").read_bytes() == recipe
+    assert alexnet(*resume, "--max-steps", "3").code == 0
+    after = read_json(run / "environment.json")
+    told = after.pop("sessions")
+    assert told[:1] == environment.pop("sessions")
+    assert after == environment
+    assert [session["step"] for session in told] == [0, 1, 2]
+    assert told[1]["command"] == ["alexnet", *map(str, resume)]
+    assert [session["changed"] for session in told] == [{}, {}, {"system.max_steps": [2, 3]}]
+
+
+@pytest.mark.parametrize("left", ["nothing", "recipe", "environment", "log"])
+def test_a_training_killed_before_its_first_checkpoint_can_be_begun_again(
+    tmp_path: Path, whole: Callable[..., Path], left: str
+) -> None:
+    run, command = tmp_path / "run", (*SHAPES, "--max-steps", str(STEPS))
+    shutil.copytree(whole(), run)
+    kept = ["recipe.json", "environment.json", "log.jsonl"]
+    kept = kept[: ["nothing", "recipe", "environment", "log"].index(left)]
+    for path in run.iterdir():
+        if path.name not in kept:
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+    (run / ".environment.json.4711.tmp").write_text("{")
+    if len(kept) < 2:
+        assert alexnet(*command, "--run", run).code == 0
+    else:
+        assert "exists already" in refusal(*command, "--run", run)
+        resumed = alexnet("train", "--resume", "--run", run, "--no-report")
+        assert resumed.code == 0, resumed
+        assert "beginning anew" in resumed.out
+    assert_same_training(run, whole())
+    assert not list(run.glob(".*.tmp"))
+
+
+def test_two_trainings_do_not_share_a_run(run: Path) -> None:
+    before = fabricate.snapshot(run)
+    with sessions.alone_in(run):
+        assert "another process trains in" in refusal("train", "--resume", "--run", run)
+    assert fabricate.snapshot(run) == before
+
+
+def test_what_killed_processes_left_half_written_is_removed(run: Path) -> None:
+    leftover = run / "checkpoints" / ".step-00000008.pt.4711.tmp"
+    leftover.write_bytes(b"half")
     assert alexnet("train", "--resume", "--run", run, "--no-report").code == 0
-    assert before == {name: (run / name).read_bytes() for name in before}
+    assert not leftover.exists()
+
+
+# --- Processes that are started again ------------------------------------------------------------
+
+
+@pytest.mark.parametrize("named", [True, False])
+@pytest.mark.parametrize("who", ["torchrun", "slurm"])
+def test_a_training_that_is_started_again_goes_on_with_its_own_run(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    whole: Callable[..., Path],
+    who: str,
+    named: bool,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    if who == "torchrun":
+        monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
+    else:
+        monkeypatch.setenv("SLURM_JOB_ID", "17")
+    counter = "TORCHELASTIC_RESTART_COUNT" if who == "torchrun" else "SLURM_RESTART_COUNT"
+    run = Path("run" if named else "runs/shapes")
+    command = (*SHAPES, *(("--run", run) if named else ()), "--max-steps", str(STEPS))
+    for count, stop_at in enumerate((2, 3)):
+        monkeypatch.setenv(counter, str(count))
+        with monkeypatch.context() as patch:
+            kill_self_after(stop_at, signal.SIGTERM, patch)
+            assert alexnet(*command).code == EXIT_STOPPED
+    monkeypatch.setenv(counter, "2")
+    assert alexnet(*command).code == 0
+    assert_same_training(run, whole())
+    told = read_json(run / "environment.json")["sessions"]
+    assert [(session["restart"], session["step"]) for session in told] == [(0, 0), (1, 2), (2, 5)]
+
+
+def test_what_another_launch_began_is_left_alone(
+    run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same command a second time: refused at first, and no less when it is started again."""
+    before = fabricate.snapshot(run)
+    command = ["alexnet", *map(str, SHAPES), "--run", str(run)]
+    environment = read_json(run / "environment.json")
+    environment["sessions"] = [{"command": command, "launch": ["agent 0123"], "restart": 0}]
+    write_json(run / "environment.json", environment)
+    before = fabricate.snapshot(run)
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
+    for count in ("0", "1"):
+        monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", count)
+        assert "exists already" in refusal(*SHAPES, "--run", run)
+    assert fabricate.snapshot(run) == before
 
 
 def test_a_training_stopped_while_it_evaluates_on_the_way_goes_on(
@@ -392,6 +493,12 @@ def test_a_killed_process_goes_on_from_its_last_checkpoint(
         wait_for_step(run, 5, process)
         process.kill()
         assert finish(process).code == -signal.SIGKILL
+    # Events of the step that it will do again, ahead of which they were written.
+    log = run / "log.jsonl"
+    rate = next(line for line in log.read_text().splitlines() if '"rate"' in line)
+    newest_step = max(checkpoint.step_of(path) for path in run.glob("checkpoints/step-*.pt"))
+    with log.open("a") as file:
+        file.write(rate.replace('"step": 0', f'"step": {newest_step}') + "\n")
     # A disk that died with the machine: the newest checkpoint is not whole.
     newest = max(run.glob("checkpoints/*.pt"))
     cut = tmp_path / "cut"

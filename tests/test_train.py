@@ -19,7 +19,7 @@ import fabricate
 from alexnet import checkpoint, step, train
 from alexnet.config import SECTIONS, EvaluateConfig, Recipe, differences, from_dict
 from alexnet.errors import UserError
-from alexnet.files import read_json
+from alexnet.files import read_json, sha256_of
 from alexnet.loader import num_batches, read_batch
 from alexnet.optim import paper_sgd_step_reference
 from alexnet.predictions import Predictions, score
@@ -55,6 +55,7 @@ def tiny_recipe(**sections: dict[str, Any]) -> Recipe:
 
 def test_a_run_holds_these_files_and_no_others(run: Path) -> None:
     assert sorted(path.name for path in run.iterdir()) == [
+        "best.safetensors",
         "checkpoints",
         "environment.json",
         "log.jsonl",
@@ -107,7 +108,11 @@ def test_the_environment_says_with_what_and_on_what_it_ran(run: Path) -> None:
         "val_images": 24,
         "left_out": 0,
         "statistics_images": 96,
+        "sha256": sha256_of(Path(environment["data_path"]) / "dataset.json"),
     }
+    (session,) = environment["sessions"]
+    assert session["command"] == environment["command"]
+    assert (session["step"], session["changed"], session["restart"]) == (0, {}, 0)
     assert {"commit", "python", "cpu", "started"} <= set(environment)
 
 

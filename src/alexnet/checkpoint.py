@@ -120,6 +120,10 @@ def available(folder: Path, kind: str = "step") -> list[Path]:
     return sorted(path for path in folder.glob(f"{kind}-*.pt") if NAME.fullmatch(path.name))[::-1]
 
 
+def has_any(folder: Path) -> bool:
+    return bool(available(folder) or available(folder, "best"))
+
+
 def load_newest(folder: Path, warn: Callable[[str], None]) -> dict[str, Any]:
     """The newest whole checkpoint, the best one last; each damaged one is named through `warn`.
 

@@ -116,6 +116,7 @@ def train(
     set_: Settings = (),
     run: Path | None = None,
     resume: bool = False,
+    repeat: Path | None = None,
     from_: Annotated[Path | None, arg(name="from")] = None,
     epochs: float | None = None,
     max_steps: int | None = None,
@@ -124,6 +125,7 @@ def train(
     seed: int | None = None,
     device: str | None = None,
     precision: Precision | None = None,
+    deterministic: bool = False,
     parallel: str | None = None,
     no_prepare: bool = False,
     no_report: bool = False,
@@ -140,6 +142,7 @@ def train(
         from_: a weights file or run to fine-tune: layers are copied by name and shape, the last one
             is new where the classes differ. Default recipe: finetune, with that network.
         resume: go on where the training in --run was stopped.
+        repeat: a run, to do again from the beginning: with its recipe, pictures, seed, threads.
         epochs: passes through the training pictures.
         max_steps: stop after so many minibatches.
         batch_size: pictures in a minibatch.
@@ -147,24 +150,33 @@ def train(
         seed: of weights, order, crops, colours and dropout.
         device: cpu, cuda, cuda:1, ...; auto takes a GPU where there is one.
         precision: fp32, bf16 with fp32 weights, or fp64 for checks.
+        deterministic: the same bits in each repetition on a GPU too, where that is slower.
         parallel: what torchrun's processes are for: columns=2, data=4, columns=2,data=2, hybrid.
             Default: data, all of them.
         no_prepare: begin at once: pack nothing, but decode pictures each time they are used.
         no_report: leave out report.html; `alexnet report RUN` writes it later.
         json_: print the summary as one JSON object at the end.
     """
+    from alexnet import begun
     from alexnet.config import check
+    from alexnet.sessions import own_run
 
     if resume and run is None:
         raise UserError("--resume needs the run to go on with: --resume --run DIR")
     if resume and from_:
         raise UserError("--from begins a training, --resume goes on with one: not both")
-    if resume and run:
-        begun = _begun_recipe(run, data)
+    if repeat and (resume or from_ or data or recipe):
+        raise UserError("--repeat has all from its run: leave out DATA, --recipe, --from, --resume")
+    if not (resume or repeat) and (own := own_run(run)) is not None:
+        run, resume = own, True
+    if repeat:
+        asked = begun.recipe_to_repeat(repeat)
+    elif resume and run:
+        asked = begun.begun_recipe(run, data)
     elif from_:
-        begun = _finetuning_recipe(data, recipe, from_)
+        asked = _finetuning_recipe(data, recipe, from_)
     else:
-        begun = _chosen_recipe(data, recipe)
+        asked = _chosen_recipe(data, recipe)
     flags = {
         "schedule.epochs": epochs,
         "system.max_steps": max_steps,
@@ -173,12 +185,13 @@ def train(
         "system.device": device,
         "system.precision": precision,
         "data.prepare": False if no_prepare else None,
+        "system.deterministic": deterministic or None,
     }
-    chosen = check(_with_flags(begun, flags, lr, set_))
+    chosen = check(_with_flags(asked, flags, lr, set_))
     if resume:
-        _check_resumable(begun, chosen, recipe)
+        begun.check_resumable(asked, chosen, recipe)
     with _ranks(parallel, chosen) as ranks:
-        summary = _train_and_report(chosen, run, resume, no_report, json_, ranks)
+        summary = _train_and_report(asked, chosen, run, resume, repeat, no_report, json_, ranks)
         if json_ and ranks.speaks:
             print(json.dumps(summary))
 
@@ -193,21 +206,32 @@ def _ranks(parallel: str | None, recipe: "Recipe") -> "Iterator[Ranks]":
 
 
 def _train_and_report(
+    asked: "Recipe",
     recipe: "Recipe",
     run: Path | None,
     resume: bool,
+    repeat: Path | None,
     no_report: bool,
     json_: bool,
     ranks: "Ranks",
 ) -> dict[str, Any]:
+    from alexnet.begun import begun_data, compared, new_run_folder
+
     _check_before_data(recipe, ranks)
-    begun = run if resume else None
-    folder = begun or ranks.of_first(_new_run_folder(run, recipe.name) if ranks.speaks else Path())
+    if resume and run:
+        folder = run
+    else:
+        folder = ranks.of_first(new_run_folder(run, recipe.name) if ranks.speaks else Path())
     console = Console(stderr=json_, quiet=not ranks.speaks)
+    say = functools.partial(console.print, highlight=False, markup=False, soft_wrap=True)
+    open_data = functools.partial(_open_data, console=console)
+    before = repeat or (run if resume else None)
     dataset = ranks.one_after_another(
-        lambda: _begun_data(begun, recipe, console) if begun else _open_data(recipe, console)
+        lambda: begun_data(before, recipe, open_data) if before else open_data(recipe)
     )
     _check_data(dataset, console)
+    if repeat:
+        _tell_differences(repeat, recipe, asked, ranks, say)
     summary = _train(recipe, dataset, folder, resume=resume, console=console, ranks=ranks)
     if not no_report and ranks.speaks:
         from alexnet.report import write_report
@@ -215,7 +239,29 @@ def _train_and_report(
         with Progress(console, "looking for neighbours") as advance:
             page = write_report(folder, progress=advance)
         console.print(f"report: {page}", highlight=False, markup=False, soft_wrap=True)
+    if repeat and ranks.speaks:
+        say(compared(repeat, folder))
     return summary
+
+
+def _tell_differences(
+    run: Path, chosen: "Recipe", asked: "Recipe", ranks: "Ranks", say: Callable[[str], None]
+) -> None:
+    import torch
+
+    from alexnet.begun import other_circumstances
+    from alexnet.config import differences
+    from alexnet.log import environment
+    from alexnet.step import find_device
+
+    if chosen.system.threads:
+        torch.set_num_threads(chosen.system.threads)
+    here = environment(find_device(chosen.system.device)) | {"parallel": str(ranks.plan)}
+    for line in other_circumstances(run, here):
+        say(line)
+    if changed := differences(asked, chosen):
+        told = (f"{name} {before} -> {after}" for name, (before, after) in changed.items())
+        say(f"other settings than {run}: {', '.join(told)}")
 
 
 def _train(
@@ -286,51 +332,6 @@ def _finetuning_recipe(data: str | None, name: str | None, weights: Path) -> "Re
     )
 
 
-def _begun_recipe(run: Path, data: str | None) -> "Recipe":
-    from alexnet.config import from_dict
-    from alexnet.files import read_json
-
-    if not (run / "recipe.json").is_file():
-        raise UserError(f"{run} is no run to resume: recipe.json is not there")
-    recipe = from_dict(read_json(run / "recipe.json"))
-    if data is not None and Path(data) != Path(recipe.data.dataset):
-        raise UserError(f"the run was begun with the pictures {recipe.data.dataset}, not {data}")
-    return recipe
-
-
-def _begun_data(run: Path, recipe: "Recipe", console: Console) -> "PackedDataset":
-    """The very pictures that the run was begun with, packed again where the cache was emptied."""
-    from alexnet.dataset import is_packed, open_packed
-    from alexnet.files import read_json
-
-    environment = read_json(run / "environment.json")
-    if not isinstance(environment, dict) or not isinstance(environment.get("data_path"), str):
-        raise UserError(f"{run / 'environment.json'} is damaged: it names no data set")
-    begun_with = Path(environment["data_path"])
-    if is_packed(begun_with):
-        return open_packed(begun_with)
-    dataset = _open_data(recipe, console)
-    if dataset.path.resolve() != begun_with:
-        raise UserError(
-            f"the pictures that {run} was begun with are gone from {begun_with}, and "
-            f"{recipe.data.dataset} has others now; start a new run"
-        )
-    return dataset
-
-
-def _check_resumable(begun: "Recipe", chosen: "Recipe", name: str | None) -> None:
-    """A resumed training may run longer or elsewhere, but stays the same training."""
-    from alexnet.config import differences
-
-    if name and name != begun.name:
-        raise UserError(f"the run was begun with recipe {begun.name}, not {name}")
-    free = ("schedule.epochs", "system.")
-    changed = [path for path in differences(begun, chosen) if not path.startswith(free)]
-    changed += ["system.seed"] if begun.system.seed != chosen.system.seed else []
-    if changed:
-        raise UserError(f"a resumed run keeps its {', '.join(changed)}; start a new run instead")
-
-
 def _with_flags(
     recipe: "Recipe", flags: dict[str, Any], lr: float | None, settings: tuple[str, ...]
 ) -> "Recipe":
@@ -346,21 +347,6 @@ def _with_flags(
     for assignment in settings:
         recipe = override(recipe, assignment)
     return recipe
-
-
-def _new_run_folder(run: Path | None, recipe_name: str) -> Path:
-    if run is not None:
-        if run.exists() and (not run.is_dir() or any(run.iterdir())):
-            raise UserError(
-                f"{run} exists already: choose another --run, or go on with it by --resume"
-            )
-        return run
-    number = 1
-    while True:
-        run = Path("runs") / (recipe_name if number == 1 else f"{recipe_name}-{number}")
-        if not run.exists():
-            return run
-        number += 1
 
 
 def _open_data(recipe: "Recipe", console: Console) -> "PackedDataset":

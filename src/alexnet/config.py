@@ -107,11 +107,13 @@ class SystemConfig:
     `kernels`: norms and pools fused where that is possible, always or never (`fused.py`).
     `threads` 0: PyTorch's choice. `loader_threads` 0: one per core, 16 at most.
     `collective_seconds`: how long ranks wait for one another before they say for whom, and end.
+    `deterministic`: the same bits each time on a GPU, too, where that is slower.
     """
 
     seed: int = 0
     device: str = "auto"
     precision: Literal["fp32", "bf16", "fp64"] = "fp32"
+    deterministic: bool = False
     kernels: Literal["auto", "fused", "plain"] = "auto"
     threads: int = 0
     loader_threads: int = 0

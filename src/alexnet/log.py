@@ -41,8 +41,8 @@ class RunLog:
     ) -> None:
         """Events of work that will be done again are dropped first.
 
-        That is all after `step`, the evaluations at the end if it ended there, and every evaluation
-        of this step if the training `owes` it.
+        That is all after `step`; of this step, what was found "ahead" of the next, the evaluations
+        at the end if it ended there, and every evaluation if the training `owes` it.
         """
         from torch.utils.tensorboard import SummaryWriter
 
@@ -136,9 +136,10 @@ def read_log(path: Path) -> list[dict[str, Any]]:
 
 def _is_redone(event: dict[str, Any], step: int, owes: bool) -> bool:
     at = event.get("step", 0)
-    if event.get("event") == "evaluation" and at == step:
-        return owes or "final" in event
-    return bool(at > step)
+    if at != step:
+        return bool(at > step)
+    is_owed = owes and event.get("event") == "evaluation"
+    return is_owed or "final" in event or "ahead" in event
 
 
 def _line(event: dict[str, Any]) -> str:
@@ -238,7 +239,9 @@ def environment(device: torch.device) -> dict[str, Any]:
         "cpu": _cpu_name(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
+        "kernels": os.environ.get("ALEXNET_KERNELS") or "auto",
         "command": ["alexnet", *sys.argv[1:]],
+        "folder": os.getcwd(),
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
     }
 

@@ -234,6 +234,9 @@ def check_size(images: Pixels | DecodedPictures) -> None:
     """
     if not isinstance(images, np.memmap) or images.filename is None:
         return
+    while isinstance(images.base, np.memmap):  # a slice does not know where it begins
+        images = images.base
+    assert images.filename is not None
     with contextlib.suppress(FileNotFoundError):
         if Path(images.filename).stat().st_size < images.offset + images.nbytes:
             raise UserError(

@@ -25,7 +25,7 @@ from alexnet.dataset import Split
 from alexnet.errors import UserError
 from alexnet.files import atomic_file
 from alexnet.metrics import TOP_K, ErrorCount, count_errors, label_ranks
-from alexnet.pictures import UnreadablePicture
+from alexnet.pictures import UnreadablePicture, check_size
 
 PICTURES_AT_A_TIME = 4096  # whose vectors the ranks exchange at once
 
@@ -205,6 +205,7 @@ def mean_over_views(
     starts = range(0, len(split), pictures_per_batch)
     for start in starts[group.rank :: group.size]:
         # A copy: torch warns about a read-only memory map.
+        check_size(split.images)
         pictures = torch.from_numpy(np.array(split.images[start : start + pictures_per_batch]))
         mean = mean_of_views(
             vectors_of, pictures.to(device), on_device, views=views, batch_size=batch_size

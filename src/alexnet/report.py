@@ -26,6 +26,7 @@ from alexnet.metrics import TOP_K, wilson_interval
 from alexnet.page import counted, duration, percent, prose, text, views_in_words
 from alexnet.recipes import find_recipe
 from alexnet.results import PaperResult, Score, results_table
+from alexnet.sessions import sessions_of
 
 # What `stall.py` measures of each layer, as the head of a column.
 SCALES = {
@@ -38,6 +39,10 @@ SCALES = {
     "gradient_norm": "gradient, norm>",
     "weight_norm": "weights, norm>",
 }
+
+
+# Of a run that was gone on with, and perhaps killed very often.
+SESSIONS_SHOWN = 20
 
 
 def write_report(run: Path, *, data: str | None = None, progress: Progress | None = None) -> Path:
@@ -339,7 +344,7 @@ def _circumstances(material: Material) -> str:
         ("commit", page.code(environment.get("commit"))),
         ("packed data", page.code(environment.get("data_path"))),
     ]
-    parts = [page.facts(rows)]
+    parts = [page.facts(rows), *_sessions(environment)]
     if dataset is not None and dataset.left_out:
         left_out = counted(len(dataset.left_out), "picture")
         words = f"{left_out} could not be read and took no part; dataset.json names them."
@@ -347,6 +352,27 @@ def _circumstances(material: Material) -> str:
     if environment:
         parts.append(page.folded("All of environment.json", _json(environment)))
     return page.section(kicker, "", *parts)
+
+
+def _sessions(environment: dict[str, Any]) -> list[str]:
+    """Of a run that was gone on with: each time that a process took it up."""
+    sessions = sessions_of(environment)
+    if len(sessions) < 2:
+        return []
+    rows = [
+        [
+            text(str(entry.get("started", "")).replace("T", " ")[:16]),
+            f"{entry.get('step', 0):,}",
+            page.code(" ".join(map(str, entry.get("command") or []))),
+            page.code(str(entry.get("commit", ""))[:8]),
+        ]
+        for entry in sessions
+    ]
+    heads = ["started", "from step>", "command", "commit"]
+    table = page.table(heads, rows[:SESSIONS_SHOWN])
+    more = len(rows) - SESSIONS_SHOWN
+    words = f"It was taken up {counted(len(rows), 'time')}" + (f"; {more:,} more." * (more > 0))
+    return [f"<h3>{text(words)}</h3>{table}"]
 
 
 def _data_in_words(run: Run) -> str:

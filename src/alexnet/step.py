@@ -7,6 +7,7 @@ Not here: the order of a whole training (`train.py`).
 """
 
 import math
+import os
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -116,6 +117,7 @@ def start(recipe: Recipe, dataset: PackedDataset, ranks: Ranks = ALONE) -> Train
     Of several ranks, each takes its part of what one would have: the same weights, cut.
     Raises UserError for a network or setting that does not fit the pictures or the ranks.
     """
+    repeat_bits(always=recipe.system.deterministic)
     device = ranks.device(find_device(recipe.system.device))
     if recipe.system.threads:
         torch.set_num_threads(recipe.system.threads)
@@ -179,6 +181,19 @@ def start(recipe: Recipe, dataset: PackedDataset, ranks: Ranks = ALONE) -> Train
         ranks=ranks,
         parts=parts,
     )
+
+
+def repeat_bits(*, always: bool) -> None:
+    """Choose kernels that give the same bits each time, or leave the choice to their speed.
+
+    For this process: PyTorch has no smaller switch.
+    """
+    if always:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when cuBLAS starts
+        # Ours is never read before it is written, so filling it with NaN first finds nothing.
+        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+    torch.use_deterministic_algorithms(always)
+    torch.backends.cudnn.deterministic = always
 
 
 def find_device(name: str) -> torch.device:

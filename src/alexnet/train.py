@@ -11,6 +11,7 @@ import math
 import statistics
 import time
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import nullcontext
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -23,20 +24,22 @@ from torch import Tensor
 
 from alexnet import checkpoint
 from alexnet.columns import PartAlexNet, whole_model
-from alexnet.config import EvaluateConfig, Recipe
+from alexnet.config import EvaluateConfig, Recipe, differences, from_dict
 from alexnet.dataset import PackedDataset, Split
 from alexnet.errors import UserError
 from alexnet.evaluate import evaluate_runs
-from alexnet.files import read_json, sha256_of, write_json
+from alexnet.files import read_json, remove_leftovers, sha256_of, write_json
 from alexnet.finetune import begin_from, told
 from alexnet.loader import Batch, batch_images, batches, num_batches
 from alexnet.log import Display, RunLog, SilentLog, environment
+from alexnet.model import build
 from alexnet.parallel import ALONE, Ranks, code_sha256
 from alexnet.pictures import ListedPictures
 from alexnet.predictions import Predictions, mean_log_probability, predict, score
 from alexnet.randomness import permutation
 from alexnet.saving import Saver, SilentSaver
 from alexnet.schedule import set_rates
+from alexnet.sessions import add_session, alone_in, session
 from alexnet.stall import LayerScales, Stall, explain, layer_scales
 from alexnet.step import (
     Training,
@@ -76,22 +79,40 @@ def train(
     Raises UserError, Interrupted (all saved) or Diverged (the last good checkpoint kept).
     """
     check_agreement(recipe, dataset, run, ranks)
+    with alone_in(run) if ranks.speaks else nullcontext():
+        return _train(recipe, dataset, run, resume, console, begin, ranks)
+
+
+def _train(
+    recipe: Recipe,
+    dataset: PackedDataset,
+    run: Path,
+    resume: bool,
+    console: Console,
+    begin: Callable[[Training], None] | None,
+    ranks: Ranks,
+) -> dict[str, Any]:
     training = start(recipe, dataset, ranks)
     say = partial(console.print, highlight=False, markup=False, soft_wrap=True)
+    folder = run / "checkpoints"
+    if ranks.speaks:
+        remove_leftovers(run)
+        remove_leftovers(folder)
+    if resume and not ranks.of_first(checkpoint.has_any(folder)):
+        say(f"{run} was stopped before its first checkpoint: beginning anew")
+        resume = False
     if resume:
-        training.load_state_dict(checkpoint.load_newest(run / "checkpoints", say))
+        training.load_state_dict(checkpoint.load_newest(folder, say))
         training.origin = dict(read_json(run / "environment.json").get("from", {}))
     else:
         if recipe.network.weights:
             begin_from(training, recipe.network.weights, dataset.class_ids)
         if begin is not None:
             begin(training)
-        if ranks.speaks:
-            write_json(run / "environment.json", _environment(training, dataset))
     ranks.same(step=training.step)
     if ranks.speaks:
-        write_json(run / "recipe.json", recipe.as_dict())
-        (run / "checkpoints").mkdir(exist_ok=True)
+        _note_session(training, dataset, run)
+        folder.mkdir(exist_ok=True)
     make_log = RunLog if ranks.speaks else SilentLog
     log = make_log(run, step=training.step, owes=training.owes_evaluation, warn=say)
     total_steps = num_steps(recipe, len(dataset.splits["train"]))
@@ -115,6 +136,7 @@ def train(
             if ranks.speaks:
                 card = model_card(training, dataset)
                 save_model(run / "model.safetensors", training.model, card, weights)
+                _save_best(training, card, run, say)
             ranks.everyone.wait("weights saved")
             summary = summarise(training, dataset, run, log)
             if ranks.speaks:
@@ -392,7 +414,7 @@ def _set_rates(training: Training, per_epoch: int, log: RunLog, display: Display
     if rates.reason != training.reason:
         training.reason = rates.reason
         lr = training.recipe.optimizer.lr * rates.weights
-        log.write("rate", training.step, epoch=epoch, lr=lr, reason=rates.reason)
+        log.write("rate", training.step, epoch=epoch, lr=lr, reason=rates.reason, ahead=True)
         if training.step:
             display.say(f"rate {lr:g}: {rates.reason}")
 
@@ -432,10 +454,10 @@ def _look_at_layers(
         return
     scales = _scales(training, images, labels)
     if logs:
-        log.write("scales", step, layers=[asdict(scale) for scale in scales])
+        log.write("scales", step, layers=[asdict(scale) for scale in scales], ahead=True)
     stall = training.detector.observe_layers(step, scales)
     if stall is not None:
-        _tell(stall, scales, log, display)
+        _tell(stall, scales, log, display, ahead=True)
 
 
 def _scales(training: Training, images: Tensor, labels: Tensor) -> list[LayerScales]:
@@ -457,9 +479,11 @@ def _scales(training: Training, images: Tensor, labels: Tensor) -> list[LayerSca
     return ranks.of_first(found)
 
 
-def _tell(stall: Stall, scales: list[LayerScales], log: RunLog, display: Display) -> None:
+def _tell(
+    stall: Stall, scales: list[LayerScales], log: RunLog, display: Display, **more: bool
+) -> None:
     message, layers = explain(stall, scales), [asdict(scale) for scale in scales]
-    log.write("stall", stall.step, reason=stall.reason, message=message, layers=layers)
+    log.write("stall", stall.step, reason=stall.reason, message=message, layers=layers, **more)
     display.say(message)
 
 
@@ -600,6 +624,27 @@ def model_card(training: Training, dataset: PackedDataset) -> ModelCard:
     )
 
 
+def _save_best(training: Training, card: ModelCard, run: Path, say: Callable[[str], None]) -> None:
+    """RUN/best.safetensors: the weights of the best checkpoint, where they are not the last."""
+    path = run / "best.safetensors"
+    path.unlink(missing_ok=True)
+    for found in checkpoint.available(run / "checkpoints", "best"):
+        if checkpoint.step_of(found) == training.step:
+            return
+        try:
+            state = checkpoint.load(found)
+        except UserError as error:
+            say(f"{error}; there will be no {path.name}")
+            return
+        best = build(training.model.network, training.model.num_classes)
+        best.load_state_dict(state["model"])
+        save_model(path, best, card)
+        say(
+            f"the least validation error, {state['best_error']:.2%} top-1, was at step "
+            f"{state['step']:,}: {path}"
+        )
+
+
 def summarise(training: Training, dataset: PackedDataset, run: Path, log: RunLog) -> dict[str, Any]:
     """Evaluate with the recipe's views, save the predictions, and sum up the training."""
     recipe = training.recipe
@@ -643,9 +688,24 @@ def summarise(training: Training, dataset: PackedDataset, run: Path, log: RunLog
     }
 
 
-def _environment(training: Training, dataset: PackedDataset) -> dict[str, Any]:
+def _note_session(training: Training, dataset: PackedDataset, run: Path) -> None:
+    """Write recipe.json and environment.json, or what is new in this session of the run."""
+    recipe, path = training.recipe, run / "environment.json"
+    facts, changed = environment(training.device), {}
+    facts["parallel"] = str(training.ranks.plan)
+    if (run / "recipe.json").exists() and path.exists():
+        before = from_dict(read_json(run / "recipe.json"))
+        changed = {name: list(values) for name, values in differences(before, recipe).items()}
+    write_json(run / "recipe.json", recipe.as_dict())
+    if not path.exists():
+        write_json(path, {**facts, **_identity(training, dataset), "sessions": []})
+    add_session(run, session(facts, training.step, changed))
+
+
+def _identity(training: Training, dataset: PackedDataset) -> dict[str, Any]:
+    """Which pictures these are, and where; the recipe says how they were asked for."""
+    is_packed = training.recipe.data.prepare
     return {
-        **environment(training.device),
         "data_path": str(dataset.path.resolve()),
         **({"from": training.origin} if training.origin else {}),
         "dataset": {
@@ -654,6 +714,7 @@ def _environment(training: Training, dataset: PackedDataset) -> dict[str, Any]:
             **{f"{name}_images": len(split) for name, split in dataset.splits.items()},
             "left_out": len(dataset.left_out),
             "statistics_images": dataset.statistics_images,
+            **({"sha256": sha256_of(dataset.path / "dataset.json")} if is_packed else {}),
         },
     }
 
