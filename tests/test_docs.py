@@ -108,6 +108,8 @@ COMMANDS = (
     "evaluate",
     "predict",
     "extract",
+    "index",
+    "search",
     "report",
     "describe",
     "prepare",

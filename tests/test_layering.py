@@ -35,16 +35,19 @@ LEVELS = [
     {"builtin", "straight", "stream"},
     {"opening"},
     {"bench", "evaluate", "extract", "labelling", "material"},
+    {"codes", "index"},
+    {"approximate"},
+    {"indexing", "searching"},
     {"curves", "findings", "train"},
     {"figures"},
     {"exhibits"},
     {"report"},
-    {"using"},
+    {"similar", "using"},
     {"cli"},
 ]
 
 # What these import from torch, and how long that takes, nobody waits for who asks for help.
-INSTANT = ("__init__", "__main__", "cli", "errors", "progress", "using")
+INSTANT = ("__init__", "__main__", "cli", "errors", "progress", "similar", "using")
 
 
 def imported(path: Path) -> Iterator[tuple[str, bool]]:

@@ -21,6 +21,7 @@ from tyro.conf import Positional, UseAppendAction, arg
 
 from alexnet.errors import UserError
 from alexnet.progress import Progress
+from alexnet.similar import index, search
 from alexnet.using import extract, predict
 
 if TYPE_CHECKING:
@@ -48,6 +49,8 @@ def main() -> None:
         "evaluate": evaluate,
         "predict": predict,
         "extract": extract,
+        "index": index,
+        "search": search,
         "report": report,
         "describe": describe,
         "prepare": prepare,

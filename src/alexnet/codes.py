@@ -13,14 +13,19 @@ Not here: where codes are kept (`index.py`).
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
 from torch import Tensor
 
 from alexnet.errors import UserError
+from alexnet.files import write_bytes
 
 HIDDEN = 256
 BATCH = 256
@@ -62,11 +67,26 @@ class Encoder:
     def units(self, features: Tensor) -> Tensor:
         """Code units before the rounding: (B, D) -> (B, bits)."""
         x = (features - self.mean) / self.scale
-        return x @ self.linear + F.relu(x @ self.hidden + self.hidden_bias) @ self.out + (
-            self.out_bias
+        return (
+            x @ self.linear
+            + F.relu(x @ self.hidden + self.hidden_bias) @ self.out
+            + (self.out_bias)
         )
 
-    def encode(self, features: NDArray[np.floating]) -> Codes:
+    def save(self, path: Path) -> None:
+        """Write its tensors as safetensors, atomically."""
+        write_bytes(path, save({name: tensor.contiguous() for name, tensor in vars(self).items()}))
+
+    @classmethod
+    def load(cls, path: Path) -> "Encoder":
+        """Raises UserError where the file is missing or damaged."""
+        try:
+            return cls(**load_file(path))
+        except (SafetensorError, OSError, TypeError) as error:
+            reason = " ".join(str(error).split())
+            raise UserError(f"{path} is damaged ({reason}); make the index again") from None
+
+    def encode(self, features: Any) -> Codes:
         """Codes uint8 (N, bits / 8), the first unit in the highest bit."""
         codes = np.empty((len(features), self.bits // 8), np.uint8)
         for start in range(0, len(features), ENCODED_AT_A_TIME):
@@ -77,14 +97,14 @@ class Encoder:
 
 
 def train_encoder(
-    features: NDArray[np.floating],
+    features: Any,
     bits: int,
     *,
     seed: int = 0,
     steps: int = STEPS,
     progress: Callable[[int, int], None] | None = None,
 ) -> Encoder:
-    """Train an auto-encoder on features (N, D) to codes of `bits` bits.
+    """Train an auto-encoder on features (N, D), an array or rows of an index, to codes of `bits`.
 
     Minimises the squared error of the features made from the rounded code, by Adam with a rate
     that falls linearly. Raises UserError for bits that are no multiple of 8, or fewer than two
@@ -127,7 +147,7 @@ def train_encoder(
     return Encoder(start.mean, start.scale, *trained)
 
 
-def rotation(features: NDArray[np.floating], bits: int, *, seed: int = 0) -> Encoder:
+def rotation(features: Any, bits: int, *, seed: int = 0) -> Encoder:
     """The linear codes that the auto-encoder starts from: iterative quantisation.
 
     Principal components, turned so that their signs are closest to them (Gong and Lazebnik 2011).
@@ -136,7 +156,7 @@ def rotation(features: NDArray[np.floating], bits: int, *, seed: int = 0) -> Enc
     return _prepared(features, bits, seed)[1]
 
 
-def random_planes(features: NDArray[np.floating], bits: int, *, seed: int = 0) -> Encoder:
+def random_planes(features: Any, bits: int, *, seed: int = 0) -> Encoder:
     """Codes by the side of random planes through the mean: locality-sensitive hashing."""
     x, start = _prepared(features, bits, seed, rotations=0)
     planes = _normal((x.shape[1], bits), 1.0, torch.Generator().manual_seed(seed))
@@ -208,7 +228,7 @@ def _loss(
 
 
 def _prepared(
-    features: NDArray[np.floating], bits: int, seed: int, rotations: int = ROTATIONS
+    features: Any, bits: int, seed: int, rotations: int = ROTATIONS
 ) -> tuple[Tensor, Encoder]:
     """(Features less their mean in one scale, the linear encoder to start from)."""
     if bits < 8 or bits % 8:
@@ -234,7 +254,8 @@ def _prepared(
 def _turn(components: Tensor, bits: int, seed: int, rotations: int) -> Tensor:
     """(d, bits) with orthonormal rows: the turn that brings the components nearest to signs."""
     generator = torch.Generator().manual_seed(seed)
-    turn = torch.linalg.qr(_normal((bits, bits), 1.0, generator))[0][: components.shape[1]]
+    turn: Tensor = torch.linalg.qr(_normal((bits, bits), 1.0, generator))[0]
+    turn = turn[: components.shape[1]]
     for _ in range(rotations):
         signs = torch.sign(components @ turn)
         left, _, right = torch.linalg.svd(components.T @ signs, full_matrices=False)

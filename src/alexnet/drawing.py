@@ -94,6 +94,14 @@ def save(figure: "Figure", folder: Path, name: str) -> tuple[Path, Path]:
     return paths
 
 
+def save_one(figure: "Figure", path: Path) -> None:
+    """Write one file, in the format of its suffix, atomically."""
+    form = path.suffix.lower().removeprefix(".")
+    metadata = {"Date": None} if form == "svg" else None
+    with style(), atomic_file(path) as temporary:
+        figure.savefig(temporary, format=form, dpi=PNG_DPI, metadata=metadata, facecolor=PAPER)
+
+
 def inline_svg(figure: "Figure", name: str, description: str) -> str:
     """The figure as an <svg> element: it scales with its place and takes its colours from the page.
 

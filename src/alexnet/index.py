@@ -4,6 +4,7 @@
     INDEX/part-0/features.npy float32 or float16 (N, D), memory-mapped
     INDEX/part-0/squares.npy  float64 (N,): |f|^2 of each row
     INDEX/part-0/labels.npy   int64 (N,), a class of index.json or -1
+    INDEX/part-0/places.npy   int64 (N, 2): split of the packed data set (or -1), row in it
     INDEX/part-0/names.txt    N names, a line each as in sources.txt
     INDEX/removed-K.npy       int64: rows, over all parts, that are no longer there
     INDEX/ivfpq-K.faiss, hnsw-K.faiss, codes-256-K.npy, codes-256-K.safetensors
@@ -13,7 +14,6 @@ a command that is interrupted leaves the index as it was. An index knows by its 
 that made it and refuses another. Not here: making one (`indexing.py`), searching (`searching.py`).
 """
 
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -26,36 +26,39 @@ from numpy.typing import NDArray
 from alexnet.dataset import Names
 from alexnet.errors import UserError, suggest
 from alexnet.files import read_json, sha256_of, write_json
+from alexnet.packing import SPLITS
 
 FORMAT = "alexnet-index"
 VERSION = 1
 DTYPES = ("float32", "float16")
-PART_FILES = ("features.npy", "squares.npy", "labels.npy", "names.txt")
+PART_FILES = ("features.npy", "squares.npy", "labels.npy", "places.npy", "names.txt")
 
 
 @dataclass(frozen=True)
 class Origin:
-    """Where the pictures of a part came from: a packed split, or files below a folder."""
+    """Where the pictures of a part came from: a packed data set, or files seen from a folder."""
 
     kind: str  # "packed" or "files"
     path: str
-    split: str = ""
 
 
 @dataclass(frozen=True)
 class Part:
-    """Pictures that were added together. `rows` counts them; `sha256` is by file name."""
+    """Pictures that were added together. `rows` counts them; `sha256` is by file name.
+
+    command: a checksum of what was asked for; given again, it has nothing to add.
+    """
 
     name: str
     rows: int
     origin: Origin
-    pictures_sha256: str
+    command: str
     sha256: dict[str, str]
 
 
 @dataclass(frozen=True)
 class Description:
-    """index.json. `searches` holds, by name, the file, its sha256 and the settings it was made with.
+    """index.json. `searches` holds, by name, a file, its sha256 and the settings it was made with.
 
     model: sha256 of the weights' contents, path, network and layer; features are right after the
     layer's nonlinearity, of the central view, as `model.features` gives them.
@@ -152,6 +155,13 @@ class Index:
         part, at = self.place(row)
         return str(self.parts[part]["names"][at])
 
+    def places(self, row: int) -> tuple[Origin, str, int, str]:
+        """(origin, split, row in the split or -1, name) of a row, for whoever shows its picture."""
+        part, at = self.place(row)
+        split, place = self.parts[part]["places"][at]
+        split_name = SPLITS[split] if split >= 0 else ""
+        return self.description.parts[part].origin, split_name, int(place), self.name(row)
+
     def names(self) -> Iterator[str]:
         return (self.name(row) for row in range(len(self)))
 
@@ -184,7 +194,9 @@ def open_index(path: Path) -> Index:
     """
     if not is_index(path):
         there = "it holds no index.json" if path.exists() else "it is not there"
-        raise UserError(f"{path} is no index: {there}; make one with: alexnet index MODEL DATA INDEX")
+        raise UserError(
+            f"{path} is no index: {there}; make one with: alexnet index MODEL DATA INDEX"
+        )
     return Index(path, read_description(path))
 
 
@@ -220,13 +232,14 @@ def write_description(path: Path, description: Description) -> None:
 def verify_index(index: Index) -> None:
     """Compare the checksum of every file; raises UserError naming the first that differs."""
     described = index.description
-    wanted = {f"{part.name}/{file}": sha for part in described.parts for file, sha in
-              part.sha256.items()}  # fmt: skip
-    others = [described.removed] if described.removed else []
-    for entry in (*others, *described.searches.values()):
-        wanted |= entry["sha256"] if isinstance(entry["sha256"], dict) else {
-            entry["file"]: entry["sha256"]
-        }  # fmt: skip
+    wanted: dict[str, str] = {}
+    for part in described.parts:
+        wanted |= {f"{part.name}/{file}": checksum for file, checksum in part.sha256.items()}
+    for entry in (
+        *([described.removed] if described.removed else []),
+        *described.searches.values(),
+    ):
+        wanted |= entry["sha256"]
     for file, checksum in wanted.items():
         if not (index.path / file).is_file() or sha256_of(index.path / file) != checksum:
             raise _damaged(index.path / file, "its sha256 is not the one in index.json")
@@ -261,13 +274,24 @@ def _open_part(folder: Path, part: Part, description: Description) -> dict[str, 
         raise _damaged(folder / "features.npy", f"its shape is {features.shape}")
     squares = _load(folder / "squares.npy", np.float64)
     labels = _load(folder / "labels.npy", np.int64)
-    for name, array in (("squares.npy", squares), ("labels.npy", labels)):
-        if array.shape != (part.rows,):
+    places = _load(folder / "places.npy", np.int64)
+    for name, array, shape in (
+        ("squares.npy", squares, (part.rows,)),
+        ("labels.npy", labels, (part.rows,)),
+        ("places.npy", places, (part.rows, 2)),
+    ):
+        if array.shape != shape:
             raise _damaged(folder / name, f"its shape is {array.shape}")
     if part.rows and not -1 <= labels.min() <= labels.max() < len(description.classes):
         raise _damaged(folder / "labels.npy", "a label is not one of the classes")
     names = Names(folder / "names.txt", part.rows)
-    return {"features": features, "squares": squares, "labels": labels, "names": names}
+    return {
+        "features": features,
+        "squares": squares,
+        "labels": labels,
+        "places": places,
+        "names": names,
+    }
 
 
 def _load(path: Path, dtype: Any, mapped: bool = False) -> NDArray[Any]:
@@ -285,13 +309,3 @@ def _load(path: Path, dtype: Any, mapped: bool = False) -> NDArray[Any]:
 def _damaged(path: Path, reason: str) -> UserError:
     reason = " ".join(reason.split())[:200]
     return UserError(f"{path} is damaged ({reason}); remove the index and make it again")
-
-
-def identity(names: Sequence[str], facts: dict[str, Any]) -> str:
-    """Hexadecimal: of the names of pictures, in order, and what else makes their features."""
-    import hashlib
-
-    digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode())
-    for name in names:
-        digest.update(name.encode(errors="surrogatepass") + b"\n")
-    return digest.hexdigest()

@@ -406,7 +406,7 @@ def packing(target: Path, plan: Plan) -> Iterator[Packing]:
     needed = packed_bytes(plan.num_images, plan.image_px, plan.store) // (plan.shard or (1, 1))[1]
     try:
         _refuse_filled(final)
-        with _lock(folder / "journal" / "lock"):
+        with lock(folder / "journal" / "lock"):
             _refuse_filled(final)
             _check_plan(folder, plan)
             _check_space(folder, needed, plan.store)
@@ -493,7 +493,8 @@ def _refuse_filled(target: Path) -> None:
 
 
 @contextlib.contextmanager
-def _lock(path: Path) -> Iterator[None]:
+def lock(path: Path) -> Iterator[None]:
+    """Hold `path` alone. Raises BusyError where another process holds it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(path, "wb") as file:
         if fcntl is not None:

@@ -178,11 +178,11 @@ def _fits_float32(q_square: Tensor, f_square: Tensor) -> bool:
     )
 
 
-def _products(
-    queries: np.ndarray, block: np.ndarray, single: bool, device: torch.device
-) -> Tensor:
+def _products(queries: np.ndarray, block: np.ndarray, single: bool, device: torch.device) -> Tensor:
     """q.f as float64 (Q, block): computed in float32 if `single`, else in float64 on `device`."""
     if single:
-        return torch.from_numpy(queries.astype(np.float32) @ np.asarray(block, np.float32).T).double()
+        return torch.from_numpy(
+            queries.astype(np.float32) @ np.asarray(block, np.float32).T
+        ).double()
     wide = torch.from_numpy(block.astype(np.float64)).to(device)
     return torch.from_numpy(queries).to(device) @ wide.T
