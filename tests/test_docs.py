@@ -110,6 +110,7 @@ COMMANDS = (
     "extract",
     "index",
     "search",
+    "serve",
     "report",
     "describe",
     "prepare",

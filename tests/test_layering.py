@@ -15,7 +15,17 @@ LEVELS = [
     {"errors", "images", "layers", "metrics", "oddities", "page", "progress", "randomness"}
     | {"stall", "statistics", "stopping", "verdicts"}
     | {"collectives"},
-    {"augment", "files", "likeness", "networks", "optim", "schedule", "shapes", "tables"}
+    {
+        "augment",
+        "decoding",
+        "files",
+        "likeness",
+        "networks",
+        "optim",
+        "schedule",
+        "shapes",
+        "tables",
+    }
     | {"workers"}
     | {"parallel"},
     {"native", "triton_kernels"},
@@ -37,7 +47,9 @@ LEVELS = [
     {"bench", "evaluate", "extract", "labelling", "material"},
     {"codes", "index"},
     {"approximate"},
-    {"indexing", "searching"},
+    {"indexing", "searching", "seeing"},
+    {"service"},
+    {"serving"},
     {"curves", "findings", "train"},
     {"figures"},
     {"exhibits"},

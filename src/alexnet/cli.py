@@ -21,7 +21,7 @@ from tyro.conf import Positional, UseAppendAction, arg
 
 from alexnet.errors import UserError
 from alexnet.progress import Progress
-from alexnet.similar import index, search
+from alexnet.similar import index, search, serve
 from alexnet.using import extract, predict
 
 if TYPE_CHECKING:
@@ -51,6 +51,7 @@ def main() -> None:
         "extract": extract,
         "index": index,
         "search": search,
+        "serve": serve,
         "report": report,
         "describe": describe,
         "prepare": prepare,

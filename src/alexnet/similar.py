@@ -1,6 +1,6 @@
-"""The commands that find similar pictures: index, search.
+"""The commands that find similar pictures and show them: index, search, serve.
 
-Not here: what they do (`indexing.py`, `searching.py`).
+Not here: what they do (`indexing.py`, `searching.py`, `serving.py`).
 """
 
 import functools
@@ -289,3 +289,73 @@ class _Stages:
         if self.bar is not None:
             self.bar.__exit__(None, None, None)
             self.bar = None
+
+
+def serve(
+    model: Positional[Path],
+    /,
+    *,
+    index: Path | None = None,
+    by: Literal["exact", "ivfpq", "hnsw", "codes-256", "codes-128"] = "exact",
+    host: str = "127.0.0.1",
+    port: int = 7860,
+    max_mb: float = 20.0,
+    max_megapixels: float = 64.0,
+    per_minute: float = 120.0,
+    seconds: float = 60.0,
+    device: str = "auto",
+) -> None:
+    """Show what a network sees: a page to drop pictures on, and a JSON endpoint beside it.
+
+    Bound to this machine alone unless --host says otherwise. Pictures stay in memory and are
+    forgotten.
+
+    Args:
+        model: model.safetensors, or the run folder that holds it.
+        index: show the nearest pictures of this index, too.
+        by: how to search it: exact, or a search that it was made with.
+        host: address to listen on; 0.0.0.0 is every one that this machine has.
+        port: number to listen on.
+        max_mb: megabytes that a picture may have.
+        max_megapixels: millions of pixels that a picture may have.
+        per_minute: requests of one client in the long run; twice as many at once.
+        seconds: until an answer, waiting included.
+        device: cpu, cuda, ...; auto takes a GPU where there is one.
+    """
+    from alexnet import serving
+    from alexnet.service import Limits, Service, check_port
+
+    if min(max_mb, max_megapixels, per_minute, seconds) <= 0:
+        raise UserError("the limits of size, pixels, rate and time must be above 0")
+    if not 0 < port < 65536:
+        raise UserError(f"port {port}: choose one from 1 to 65535")
+    limits = Limits(
+        max_bytes=round(max_mb * 2**20),
+        max_pixels=round(max_megapixels * 1e6),
+        seconds=seconds,
+        per_minute=per_minute,
+        burst=max(1, round(2 * per_minute)),
+    )
+    network, searcher = _network_and_searcher(model, index, by, device)
+    check_port(host, port)
+    with Service(network, limits, searcher) as service:
+        shown = f"[{host}]" if ":" in host else host
+        address = f"http://{shown}:{port}"
+        app = serving.make_app(service, serving.examples_of(service), address)
+        say = functools.partial(Console().print, highlight=False, markup=False, soft_wrap=True)
+        say(f"{address} shows the page; {address}/api/predict answers programs; Ctrl-C ends both")
+        serving.run(app, host, port)
+
+
+def _network_and_searcher(model: Path, index: Path | None, by: str, device: str) -> tuple[Any, Any]:
+    from alexnet.index import open_index
+    from alexnet.searching import Searcher, load_model_of
+    from alexnet.step import find_device
+    from alexnet.weights import load, weights_file
+
+    file = weights_file(model)
+    if index is None:
+        return load(file, find_device(device)), None
+    opened = open_index(index)
+    network = load_model_of(opened, file, find_device(device))
+    return network, Searcher(opened, by)
