@@ -99,6 +99,7 @@ def test_a_picture_of_the_index_is_nearest_to_itself(folder: Path, service: Serv
         (huge_png(10_000, 10_000), 413, "10,000 x 10,000 pixels; the limit here is 1 million"),
         (huge_png(2**31 - 1, 2**31 - 1), 413, "pixels"),
     ],
+    ids=["nothing", "text", "eps", "tiff", "cut", "bytes", "pixels", "bomb"],
 )
 def test_what_is_no_picture_or_too_large_is_refused(
     service: Service, data: bytes, status: int, said: str

@@ -114,7 +114,7 @@ def decode(
             )
         return resize_and_crop(read_image(data), image_px), kind, width, height
     except UnreadableImage as error:
-        status = 415 if error.kind in ("not-a-picture", "empty") else 422
+        status = {"not-a-picture": 415, "empty": 415, "enormous": 413}.get(error.kind, 422)
         return status, f"the picture cannot be read: {error}"
     except MemoryError:
         return 413, "the picture takes more memory than it may here"
@@ -127,6 +127,8 @@ def _header(data: bytes) -> tuple[str, int, int]:
             return image.format or "", *image.size
     except MemoryError:
         raise
+    except Image.DecompressionBombError:
+        raise UnreadableImage("it claims more pixels than any picture has", "enormous") from None
     # Pillow's readers fail on damaged headers with nearly every kind of exception there is.
     except Exception:
         known = ", ".join(KINDS)
