@@ -240,15 +240,14 @@ def test_an_index_of_another_model_is_refused(folder: Path, tmp_path: Path) -> N
 
 
 @pytest.fixture(scope="module")
-def client(service: Service) -> Iterator[Any]:
+def client(service: Service) -> Any:
     pytest.importorskip("gradio")
     from fastapi.testclient import TestClient
 
     from alexnet import serving
 
     app = serving.make_app(service, serving.examples_of(service), "http://here")
-    with TestClient(app, raise_server_exceptions=False) as client:
-        yield client
+    return TestClient(app, raise_server_exceptions=False)
 
 
 def test_the_page_loads_nothing_from_elsewhere(client: Any) -> None:

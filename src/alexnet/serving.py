@@ -269,11 +269,9 @@ def gate(app: App) -> App:
     """Let through what ALLOWED names, from pages of this server only, and mark every answer."""
 
     async def gated(scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
-        if scope["type"] == "lifespan":
-            await app(scope, receive, send)
-            return
-        if scope["type"] != "http":  # no web sockets
-            await send({"type": "websocket.close", "code": 1008})
+        if scope["type"] != "http":  # no web sockets, and nothing of gradio's to start
+            if scope["type"] == "websocket":
+                await send({"type": "websocket.close", "code": 1008})
             return
 
         async def marked(message: Message) -> None:
@@ -334,6 +332,7 @@ def run(app: App, host: str, port: int) -> None:
         access_log=False,
         server_header=False,
         ws="none",
+        lifespan="off",  # what gradio starts there serves its queue, which the gate keeps closed
         timeout_keep_alive=5,
         timeout_graceful_shutdown=5,
         h11_max_incomplete_event_size=64 << 10,
