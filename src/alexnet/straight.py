@@ -86,7 +86,8 @@ def open_straight(
     target = cache_folder() / "straight" / f"{name}-{image_px}px-{fingerprint(key)[:16]}"
     with locked(target.with_name(f".{target.name}.lock")):
         if not is_packed(target):
-            looked = _Looking(len(listing), sample or listing.counts()["train"], progress)
+            train = listing.counts()["train"]
+            looked = _Looking(len(listing), min(sample or train, train), progress)
             bad = looked.look(listing, processes)
             moments = looked.take_sample(listing, form, bad, processes)
             with new_folder(target) as folder:
