@@ -656,7 +656,7 @@ def _write_sheet(path: Path, found: "Audit", listing: "Listing") -> None:
 
 
 def bench(
-    what: Positional[Literal["loader"]],
+    what: Positional[Literal["loader", "norm"]],
     data: Positional[Path | None] = None,
     /,
     *,
@@ -669,10 +669,12 @@ def bench(
     wait_seconds: float = 30.0,
     json_: Annotated[bool, arg(name="json")] = False,
 ) -> None:
-    """Measure against peers in one interleaved run: loader, in crops per second.
+    """Measure against peers in one interleaved run: loader, in crops per second; norm, in ms.
+
+    norm takes `rounds`, `batch_size` and `json` alone.
 
     Args:
-        what: loader.
+        what: loader, or norm: response norm, ReLU and max pool beside stock operators.
         data: a packed data set; without it, shapes are drawn (4.3 GB in the cache).
         seconds: of each turn.
         rounds: turns of each.
@@ -684,6 +686,11 @@ def bench(
         wait_seconds: of training the full-size network, to see how long it waits for data.
         json_: print one JSON object instead of the table.
     """
+    if what == "norm":
+        from alexnet.cli_norm import bench_norm
+
+        bench_norm(rounds=rounds, batch_size=batch_size, as_json=json_)
+        return
     from alexnet.bench import bench_loader
 
     console = Console(stderr=True)
