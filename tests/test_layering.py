@@ -59,7 +59,7 @@ LEVELS = [
 ]
 
 # What these import from torch, and how long that takes, nobody waits for who asks for help.
-INSTANT = ("__init__", "__main__", "cli", "errors", "progress", "similar", "using")
+INSTANT = ("__init__", "__main__", "cli", "cli_norm", "errors", "progress", "similar", "using")
 
 
 def imported(path: Path) -> Iterator[tuple[str, bool]]:
