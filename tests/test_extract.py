@@ -12,14 +12,16 @@ import alexnet as package
 import fabricate
 from alexnet.dataset import PackedDataset, open_packed
 from alexnet.errors import UserError
-from alexnet.extract import read_features
+from alexnet.extract import extract, read_features
 from alexnet.files import sha256_of
 from alexnet.model import build
 from alexnet.networks import find_network
+from alexnet.parallel import Ranks
 from alexnet.retrieval import features
 from alexnet.trained import feature_point
 from alexnet.weights import save_model
 from fabricate import CLASSES, alexnet, refusal
+from ranks import Crew
 from test_weights import card_of
 
 
@@ -85,6 +87,23 @@ def test_rows_are_the_features_of_the_pictures_that_they_name(
     assert found.about["model_sha256"] == sha256_of(run / "model.safetensors")
     maps = model.features(torch.zeros(1, 3, 56, 56), "conv5")
     assert found.about["shape"] == list(maps.shape[1:])
+
+
+def extract_as_rank(ranks: Ranks, run: Path, data: Path, out: Path) -> None:
+    model, weights = package.load(run), run / "model.safetensors"
+    extract(model, str(data), out, model_path=weights, batch_size=4, group=ranks.everyone)
+
+
+@pytest.mark.parametrize("source", ["packed", "loose"])
+def test_ranks_write_the_file_that_one_writes(
+    crew: Crew, run: Path, packed: PackedDataset, loose: Path, tmp_path: Path, source: str
+) -> None:
+    data = packed.path if source == "packed" else loose
+    extract_as_rank(Ranks(), run, data, tmp_path / "one.npy")
+    crew.run(extract_as_rank, run, data, tmp_path / "four.npy", size=4)
+    one, four = (read_features(tmp_path / f"{name}.npy") for name in ("one", "four"))
+    np.testing.assert_array_equal(four.vectors, one.vectors)
+    assert (four.paths, four.about["rows"]) == (one.paths, one.about["rows"])
 
 
 def test_a_folder_of_pictures_needs_no_preparation(

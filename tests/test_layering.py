@@ -36,7 +36,7 @@ LEVELS = [
     | {"columns"}
     | {"scaling"},
     {"replicas"},
-    {"hybrid"},
+    {"hybrid", "large_batch"},
     {"audit", "dataset", "gather", "imagenet", "nvjpeg", "weights"},
     {"begun", "contact", "kinds", "loader", "predictions"},
     {"results", "retrieval", "sources", "step"} | {"bench_scaling", "scaling_ranks"},

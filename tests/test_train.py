@@ -120,7 +120,7 @@ def test_the_summary_agrees_with_the_predictions_and_the_log(run: Path) -> None:
     summary = fabricate.strict_json((run / "summary.json").read_text())
     assert set(summary) == {
         *("recipe", "network", "dataset", "seed", "precision", "epochs", "steps", "seconds"),
-        *("images_per_second", "wait_share", "evaluations"),
+        *("images_per_second", "wait_share", "evaluations", "parallel", "departs_from_paper"),
     }
     assert (summary["recipe"], summary["network"], summary["seed"]) == ("shapes", "small", 0)
     assert summary["steps"] == STEPS

@@ -178,6 +178,16 @@ class PartAlexNet(AlexNet):
         """This rank's part of a parameter, or of anything that has its shape."""
         return whole[self.group_of(name.rpartition(".")[0]).own(len(whole))]
 
+    def sum_parts(self, values: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Add up over the ranks what belongs to parts of the same parameter, by its name."""
+        summed = dict(values)
+        for group in dict.fromkeys(map(self.group_of, self.layer_names)):
+            cut = [n for n in values if self.group_of(n.rpartition(".")[0]) is group]
+            if cut and group.size > 1:
+                total = group.sum(torch.stack([values[name] for name in cut]), "norms")
+                summed |= dict(zip(cut, total, strict=True))
+        return summed
+
     def merged(self, name: str, own: Tensor) -> Tensor:
         """The whole of a parameter, or of anything that has its shape, from all columns."""
         layer = name.rpartition(".")[0]

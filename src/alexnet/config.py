@@ -71,7 +71,8 @@ class OptimizerConfig:
     """Section 5. `layer_weight_decay` overrides by layer or prefix, as "conv:0.004,fc:0.03".
 
     `layer_lr` multiplies the rates of layers, as "conv:0.1,fc8:10"; `frozen` layers ("conv1,conv2")
-    do not learn at all.
+    do not learn at all. With a batch larger than the paper's (large_batch.py), `rate_scaling`
+    multiplies all rates, `warmup_epochs` lead up to them, and `lars_trust` above 0 turns on LARS.
     """
 
     lr: float = 0.01
@@ -83,6 +84,9 @@ class OptimizerConfig:
     layer_lr: str = ""
     frozen: str = ""
     batch_size: int = 128
+    rate_scaling: Literal["none", "linear", "sqrt"] = "none"
+    warmup_epochs: float = 0.0
+    lars_trust: float = 0.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -240,6 +244,8 @@ def check(recipe: Recipe) -> Recipe:
         "optimizer.bias_lr",
         "optimizer.weight_decay",
         "optimizer.bias_weight_decay",
+        "optimizer.warmup_epochs",
+        "optimizer.lars_trust",
         "augment.colour_strength",
         "evaluate.train_pictures",
         "evaluate.stop_train_error",

@@ -18,6 +18,7 @@ from rich.console import Console, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from alexnet.config import OptimizerConfig
 from alexnet.differences import Difference, differences, step_words
 from alexnet.errors import UserError
 from alexnet.layers import overhang
@@ -36,6 +37,8 @@ from alexnet.networks import (
 )
 
 FLOAT_BYTES = 4  # float32
+
+PAPER_BATCH = OptimizerConfig().batch_size
 
 # From this width on, tables have room for multiply-adds in full; notes are never wider.
 WIDE_TERMINAL = 96
@@ -442,6 +445,11 @@ def _notes(description: Description) -> Iterator[str]:
         "the float32 output of every line, kept once for the backward pass. Memory: all in "
         "float32, without libraries' work space; 1 MB = 1,000,000 bytes."
     )
+    if description.batch_size > PAPER_BATCH:
+        yield (
+            f"A batch of {description.batch_size:,} is a departure from the paper, whose is "
+            f"{PAPER_BATCH}."
+        )
     if any(isinstance(layer, Conv) and layer.rounded_up for layer in network.layers):
         yield "overhang: zeros at the right and bottom, so that the last kernels fit."
     if network.columns == 1:

@@ -15,6 +15,7 @@ import contextlib
 import csv
 import hashlib
 import importlib
+import itertools
 import json
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -28,6 +29,7 @@ from numpy.typing import NDArray
 
 from alexnet.augment import check_views
 from alexnet.builtin import NAMES
+from alexnet.collectives import ALONE, Group
 from alexnet.dataset import PackedDataset, is_packed, open_packed
 from alexnet.errors import UserError, suggest
 from alexnet.files import atomic_file, read_json, sha256_of, write_json
@@ -92,8 +94,11 @@ def extract(
     precision: str = "fp32",
     batch_size: int = 128,
     progress: Callable[[int, int], None] | None = None,
+    group: Group = ALONE,
 ) -> dict[str, Any]:
     """Write the features of every picture of `data`, and return what the file says of itself.
+
+    The ranks of `group` take the batches in turn, and the first writes.
 
     `data`: a packed data set or one of its splits, a built-in one, a folder with or without
     classes, a file or a pattern. `split`: only this one. Pictures that cannot be read are left
@@ -124,10 +129,16 @@ def extract(
         "class_names": list(source.class_names),
     }
     width, done = int(np.prod(shape)), 0
-    with _writer(out, width, dtype) as writer:
-        for block in source.blocks:
-            vectors = model.vectors(vectors_of, block.pixels, views=views, batch_size=batch_size)
-            writer.add(_fitting(vectors, dtype), block, source.class_names)
+
+    def vectors(pixels: NDArray[np.uint8]) -> NDArray[Any]:
+        found = model.vectors(vectors_of, pixels, views=views, batch_size=batch_size)
+        return _fitting(found, dtype)
+
+    is_first = group.rank == 0
+    with _writer(out, width, dtype) if is_first else contextlib.nullcontext() as writer:
+        for block, found in _in_turn(source.blocks, vectors, group):
+            if writer is not None:
+                writer.add(found, block, source.class_names)
             done += len(block.paths)
             if progress is not None:
                 progress(done + len(source.refused), source.total)
@@ -136,8 +147,18 @@ def extract(
             raise UserError(f"none of the pictures of {data} could be read{first}")
         about["rows"] = done
         about["left_out"] = [{"path": path, "reason": why} for path, why in source.refused]
-        writer.finish(about)
+        if writer is not None:
+            writer.finish(about)
     return about
+
+
+def _in_turn(
+    blocks: Iterator[Block], vectors: Callable[[NDArray[np.uint8]], NDArray[Any]], group: Group
+) -> Iterator[tuple[Block, NDArray[Any]]]:
+    """Each block with its vectors, which one of the ranks has made: block i is rank i % ranks's."""
+    while turn := list(itertools.islice(blocks, group.size)):
+        mine = vectors(turn[group.rank].pixels) if group.rank < len(turn) else None
+        yield from zip(turn, group.objects(mine, "features"), strict=False)
 
 
 def _check(out: Path, dtype: str, batch_size: int) -> None:

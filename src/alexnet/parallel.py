@@ -1,7 +1,8 @@
 """Ranks: how many processes train one network, and what each has of it (Section 3.2).
 
 torchrun, or any launcher that sets RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT, starts the
-processes; `--parallel` says what they are for. Ranks lie on a mesh of replicas x columns: the
+processes (`torchrun ... -m -- alexnet train ...`: without the `--` it takes our `--run` for its own
+`--run-path`); `--parallel` says what they are for. Ranks lie on a mesh of replicas x columns: the
 columns of one replica see the same pictures and exchange activations, the replicas of one column
 see different ones and exchange gradients. Without a launcher there is one rank, and every
 exchange here does nothing.
@@ -80,7 +81,7 @@ def parse(text: str | None, size: int) -> Plan:
         ranks = "1 process runs" if size == 1 else f"{size} processes run"
         raise UserError(
             f"--parallel {text} needs {needed} processes and {ranks}; start "
-            f"torchrun --nproc-per-node {needed} -m alexnet train ..."
+            f"torchrun --nproc-per-node {needed} -m -- alexnet train ..."
         )
     return Plan(replicas, columns)
 
@@ -127,6 +128,7 @@ class Ranks:
             )
         if not dist.is_nccl_available():
             raise UserError("this PyTorch has no NCCL, which GPUs exchange by; try --device cpu")
+        torch.cuda.set_device(local)
         return torch.device("cuda", local)
 
     def same(self, **values: Any) -> None:
@@ -180,7 +182,7 @@ class Ranks:
         if self.size == 1:
             return
         folder = folder.resolve()
-        token = folder / f".seen-by-all-{os.getpid()}"
+        token = folder / f".seen-by-all-{os.getpid()}.tmp"
         names = self.everyone.objects(str(token), "run folder")
         if self.speaks:
             folder.mkdir(parents=True, exist_ok=True)

@@ -21,6 +21,7 @@ from alexnet.errors import UserError
 from alexnet.exhibits import Progress, classes, confusions, guesses, kernels, neighbours
 from alexnet.files import write_text
 from alexnet.findings import Result, headline_result, results
+from alexnet.large_batch import departures
 from alexnet.material import Material, Run, gather, read_run
 from alexnet.metrics import TOP_K, wilson_interval
 from alexnet.page import counted, duration, percent, prose, text, views_in_words
@@ -303,6 +304,8 @@ def _settings(material: Material) -> str:
         return page.section(kicker, f"Recipe {name}", page.missing(words), everything)
     changed = differences(named, recipe)
     parts = [_difference_table(name, "this run", changed)] if changed else []
+    if other := departures(recipe):
+        parts.insert(0, f"<p>A departure from the paper: {text(', '.join(other))}.</p>")
     if named.base:
         inherited = differences(find_recipe(named.base), named)
         parts.append(f"<h3>How {text(name)} differs from {text(named.base)}, its base</h3>")

@@ -23,6 +23,7 @@ from alexnet.dataset import PackedDataset
 from alexnet.errors import UserError
 from alexnet.fused import has_kernels
 from alexnet.hybrid import Hybrid, cut_hybrid
+from alexnet.large_batch import Lars, rate_factor
 from alexnet.loader import Batch
 from alexnet.model import AlexNet, build
 from alexnet.networks import find_network, with_dropout
@@ -127,8 +128,8 @@ def start(recipe: Recipe, dataset: PackedDataset, ranks: Ranks = ALONE) -> Train
     model.to(torch.float64 if recipe.system.precision == "fp64" else torch.float32)
     parts: Replicas | Hybrid | None = None
     if ranks.plan.hybrid:
-        model = part = cut_hybrid(model, ranks.everyone)
-        parts = Hybrid(part)
+        model = cut_hybrid(model, ranks.everyone)
+        parts = Hybrid(model)
     elif ranks.size > 1:
         model = cut(model, ranks.columns, ranks.replicas)
         parts = Replicas(model, ranks.replicas)
@@ -140,16 +141,20 @@ def start(recipe: Recipe, dataset: PackedDataset, ranks: Ranks = ALONE) -> Train
     settings, found = recipe.optimizer, dataset.statistics
     groups = parameter_groups(
         model,
-        lr=settings.lr,
-        bias_lr=settings.bias_lr,
+        lr=settings.lr * rate_factor(recipe),
+        bias_lr=settings.bias_lr * rate_factor(recipe),
         weight_decay=settings.weight_decay,
         bias_decay=settings.bias_weight_decay,
         layer_weight_decay=recipe.layer_weight_decay,
         layer_lr=recipe.layer_lr,
     )
+    part = model if isinstance(model, PartAlexNet) else None
     optimizer = PaperSGD(groups, momentum=settings.momentum)
-    if isinstance(model, PartAlexNet):
-        cut_optimizer(optimizer, model)
+    if settings.lars_trust:
+        sum_parts = part.sum_parts if part is not None else None
+        optimizer = Lars(groups, settings.momentum, settings.lars_trust, sum_parts)
+    if part is not None:
+        cut_optimizer(optimizer, part)
     basis = None
     if recipe.augment.colour != "none":
         basis = colour_basis(

@@ -30,6 +30,7 @@ from alexnet.errors import UserError
 from alexnet.evaluate import evaluate_runs
 from alexnet.files import read_json, remove_leftovers, sha256_of, write_json
 from alexnet.finetune import begin_from, told
+from alexnet.large_batch import departures, rate_factor, warmed_up
 from alexnet.loader import Batch, batch_images, batches, num_batches
 from alexnet.log import Display, RunLog, SilentLog, environment
 from alexnet.model import build
@@ -118,13 +119,19 @@ def _train(
     total_steps = num_steps(recipe, len(dataset.splits["train"]))
     title = f"{recipe.name} on {dataset.name}"
     try:
-        how = {"parallel": str(ranks.plan), "ranks": ranks.size} if ranks.size > 1 else {}
+        how: dict[str, Any] = {}
+        if ranks.size > 1:
+            how |= {"parallel": str(ranks.plan), "ranks": ranks.size}
+        if other := departures(recipe):
+            how["departs_from_paper"] = other
         log.write("resume" if resume else "start", training.step, total_steps=total_steps, **how)
         with Display(total_steps, title, console=console) as display:
             display.start_at(training.step)
             if training.step >= total_steps:
                 more = "a larger --max-steps (0: all epochs) or --epochs trains on"
                 display.say(f"all {total_steps:,} steps are done; {more}")
+            if other:
+                display.say(f"a departure from the paper: {', '.join(other)}")
             if training.origin:
                 display.say(told(training.origin))
             if hint := _too_few(recipe, dataset, total_steps):
@@ -405,7 +412,7 @@ def _note(training: Training, per_epoch: int, loss: float) -> str:
 
 def _set_rates(training: Training, per_epoch: int, log: RunLog, display: Display) -> None:
     epoch = training.step / per_epoch
-    rates = training.schedule.rates(epoch)
+    rates = warmed_up(training.schedule.rates(epoch), training.recipe, epoch)
     set_rates(training.optimizer.param_groups, rates, training.noise_generator)
     training.colour_noise = rates.colour_noise
     for group in training.optimizer.param_groups:
@@ -413,7 +420,7 @@ def _set_rates(training: Training, per_epoch: int, log: RunLog, display: Display
             parameter.requires_grad_(group["lr"] != 0)
     if rates.reason != training.reason:
         training.reason = rates.reason
-        lr = training.recipe.optimizer.lr * rates.weights
+        lr = training.recipe.optimizer.lr * rate_factor(training.recipe) * rates.weights
         log.write("rate", training.step, epoch=epoch, lr=lr, reason=rates.reason, ahead=True)
         if training.step:
             display.say(f"rate {lr:g}: {rates.reason}")
@@ -679,6 +686,8 @@ def summarise(training: Training, dataset: PackedDataset, run: Path, log: RunLog
         "dataset": dataset.name,
         "seed": recipe.system.seed,
         "precision": recipe.system.precision,
+        "parallel": str(training.ranks.plan),
+        "departs_from_paper": departures(recipe),
         "epochs": training.step / per_epoch,
         "steps": training.step,
         "seconds": training.seconds,

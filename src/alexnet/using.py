@@ -154,26 +154,32 @@ def extract(
         json_: print what the file says of itself as one JSON object.
     """
     from alexnet import extract as extraction
+    from alexnet.config import SystemConfig
+    from alexnet.parallel import joined, parse, world_size
     from alexnet.step import find_device
     from alexnet.weights import load, weights_file
 
-    network = load(model, find_device(device))
-    console = Console(stderr=json_)
-    with Progress(console, "extracting features") as advance:
-        about: dict[str, Any] = extraction.extract(
-            network,
-            data,
-            out,
-            model_path=weights_file(model),
-            layer=layer,
-            before_relu=before_relu,
-            split=split,
-            views=views,
-            dtype=dtype,
-            precision=precision,
-            batch_size=batch_size,
-            progress=advance,
-        )
+    with joined(parse(None, world_size()), seconds=SystemConfig().collective_seconds) as ranks:
+        network = load(model, ranks.device(find_device(device)))
+        console = Console(stderr=json_, quiet=not ranks.speaks)
+        with Progress(console, "extracting features") as advance:
+            about: dict[str, Any] = extraction.extract(
+                network,
+                data,
+                out,
+                model_path=weights_file(model),
+                layer=layer,
+                before_relu=before_relu,
+                split=split,
+                views=views,
+                dtype=dtype,
+                precision=precision,
+                batch_size=batch_size,
+                progress=advance,
+                group=ranks.everyone,
+            )
+    if not ranks.speaks:
+        return
     for left_out in about["left_out"][:REFUSED_SHOWN]:
         line = f"left out: {left_out['path']}: {left_out['reason']}"
         console.print(line, highlight=False, markup=False, soft_wrap=True)
