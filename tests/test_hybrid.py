@@ -27,7 +27,8 @@ def learn_as_hybrid(ranks: Ranks, network: Network, rounds: int | None) -> dict[
     images, labels = picture_batch(network)
     optimizer = optimizer_of(part)
     cut_optimizer(optimizer, part)
-    share = part.take_share(len(images))
+    counts = [3, 0, 2, 1] if rounds == 3 else None  # as where pictures cannot be read
+    share = part.take_share(len(images), counts)
     hybrid = Hybrid(part, rounds)
     found: dict[str, object] = {"losses": []}
     for step in range(STEPS):

@@ -54,7 +54,7 @@ def measure(name, way, batch, steps):
     with joined(parse(None if way == "one" else way, size), seconds=300) as ranks:
         training = start(recipe, dataset, ranks)
         training.model.train()
-        take_share(training, batch)
+        take_share(training, ranks.replicas.sizes(batch))
         own = ranks.replicas.own(batch)
         images = 60 * torch.randn(own.stop - own.start, 3, 224, 224)
         images = images.contiguous(memory_format=torch.channels_last)

@@ -116,6 +116,7 @@ class PartAlexNet(AlexNet):
         self.group, self.replicas = columns, replicas
         self.columns = network.columns // columns.size
         self.share, self.batch_images = slice(0, 0), 0
+        self.counts = [0] * replicas.size  # images of the batch, by replica
         for layer in network.layers:
             if self.group_of(layer.name).size > 1:
                 self.add_module(layer.name, self._own_layer(layer))
@@ -144,9 +145,16 @@ class PartAlexNet(AlexNet):
         kernel, stride, padding = layer.kernel, layer.stride, layer.padding
         return nn.Conv2d(inputs, outputs, kernel, stride, padding, device=device)
 
-    def take_share(self, batch_images: int) -> slice:
-        """Set which of a batch of so many images are this replica's, and return it."""
-        self.share, self.batch_images = self.replicas.own(batch_images), batch_images
+    def take_share(self, batch_images: int, counts: list[int] | None = None) -> slice:
+        """Set which of a batch of so many images are this replica's, and return it.
+
+        `counts`: how many each replica has, in their order; about equally many otherwise.
+        """
+        self.counts = self.replicas.sizes(batch_images) if counts is None else counts
+        assert sum(self.counts) == batch_images
+        start = sum(self.counts[: self.replicas.rank])
+        self.share = slice(start, start + self.counts[self.replicas.rank])
+        self.batch_images = batch_images
         return self.share
 
     def forward(self, images: Tensor) -> Tensor:

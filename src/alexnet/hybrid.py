@@ -163,7 +163,7 @@ class Hybrid:
         with autocast():
             maps = self.trunk(images)
         held, gradient = maps.detach(), torch.zeros_like(maps)
-        sizes = group.sizes(part.batch_images)
+        sizes = part.counts
         labels = group.gather(labels, 0, sizes, "labels")
         part.draw_masks(maps)
         rounds = [r for r in self._rounds(sizes, maps.device) if r.images]

@@ -240,11 +240,11 @@ def in_precision(training: Training, images: Tensor) -> Tensor:
     return images.double() if training.recipe.system.precision == "fp64" else images
 
 
-def take_share(training: Training, batch_images: int) -> None:
-    """Say how many images the next whole batch has, of which this rank trains on its share."""
-    training.batch_images = batch_images
+def take_share(training: Training, counts: list[int]) -> None:
+    """Say how many images of the next whole batch each replica has, this one its own."""
+    training.batch_images = sum(counts)
     if isinstance(training.model, PartAlexNet):
-        training.model.take_share(batch_images)
+        training.model.take_share(training.batch_images, counts)
 
 
 def train_step(training: Training, images: Tensor, labels: Tensor) -> Tensor:

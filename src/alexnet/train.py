@@ -276,7 +276,8 @@ def _steps(
             waited = time.perf_counter() - began
             _set_rates(training, per_epoch, log, display)
             index = training.step % per_epoch
-            take_share(training, batch_images(recipe.optimizer.batch_size, len(split), index))
+            whole = batch_images(recipe.optimizer.batch_size, len(split), index)
+            take_share(training, _images_by_replica(ranks, split, whole, len(batch.labels)))
             images, labels = network_input(training, batch)
             _look_at_layers(training, per_epoch, images, labels, log, display)
             loss = train_step(training, images, labels)
@@ -309,6 +310,16 @@ def _steps(
     except PicturesLost:
         pending.flush(training, per_epoch, log, display)
         raise
+
+
+def _images_by_replica(ranks: Ranks, split: Split, whole: int, own: int) -> list[int]:
+    """How many images of a batch each replica has: of those that can be decoded, no one knows."""
+    if ranks.size > 1 and not isinstance(split.images, ListedPictures):
+        return ranks.replicas.sizes(whole)
+    counts = ranks.replicas.objects(own, "pictures read")
+    if not any(counts):
+        raise UserError(f"none of the {whole} pictures of a minibatch can be read")
+    return counts
 
 
 def _agreed(ranks: Ranks, stopped: list[int], wants_save: bool) -> tuple[bool, bool]:
@@ -479,7 +490,7 @@ def _scales(training: Training, images: Tensor, labels: Tensor) -> list[LayerSca
     if not isinstance(model, PartAlexNet):
         return layer_scales(model, images, labels)
     whole = whole_model(model, training.device)
-    sizes = ranks.replicas.sizes(training.batch_images)
+    sizes = model.counts
     images = ranks.replicas.gather(images.contiguous(), 0, sizes, "images to measure")
     labels = ranks.replicas.gather(labels, 0, sizes, "labels to measure")
     found = layer_scales(whole, images, labels) if ranks.speaks else []
