@@ -84,7 +84,7 @@ def test_an_override_changes_what_it_names_and_nothing_else(path: str) -> None:
         ("optimizer.batch_size=1.5", "optimizer.batch_size is a whole number; not '1.5'"),
         ("augment.flip=maybe", "augment.flip is true or false; not 'maybe'"),
         ("augment.mean=middle", "augment.mean is one of crop, centre; not 'middle'"),
-        ("system.precision=fp16", "system.precision is one of fp32, bf16; not 'fp16'"),
+        ("system.precision=fp16", "system.precision is one of fp32, bf16, fp64; not 'fp16'"),
     ],
 )
 def test_a_wrong_override_says_what_is_wrong(assignment: str, said: str) -> None:
