@@ -3,7 +3,9 @@
 import os
 import re
 import tarfile
+import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -528,6 +530,38 @@ def test_imagenette_is_downloaded_once_in_the_size_that_suffices(
     open_dataset("imagenette", image_px=170)
     assert sizes == ["160px", "320px"]
     assert not list(cache.rglob("*.tgz"))
+
+
+@pytest.mark.parametrize("name", ["cifar10", "imagenette"])
+def test_two_who_want_the_same_download_get_it_once(
+    name: str, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inside, downloads = [0], []
+
+    def fetch(root: Path) -> None:
+        inside[0] += 1
+        assert inside[0] == 1, "one at a time"
+        time.sleep(0.05)
+        downloads.append(root)
+        inside[0] -= 1
+
+    def imagenette(root: Path, *, size: str, download: bool) -> None:
+        fetch(root)
+        folder_of(root / "imagenette2", {f"{s}/{c}": 2 for s in ("train", "val") for c in "ab"})
+
+    def cifar10(root: Path, *, train: bool, download: bool) -> SimpleNamespace:
+        fetch(root)
+        pixels = np.zeros((4, 32, 32, 3), np.uint8)
+        return SimpleNamespace(data=pixels, targets=[0, 1, 0, 1], classes=["a", "b"])
+
+    monkeypatch.setattr(torchvision.datasets, "Imagenette", imagenette)
+    monkeypatch.setattr(torchvision.datasets, "CIFAR10", cifar10)
+    with ThreadPoolExecutor(3) as pool:
+        opened = list(pool.map(lambda _: open_dataset(name, image_px=PX), range(3)))
+    assert len({data.path for data in opened}) == 1
+    if name == "imagenette":
+        assert len(downloads) == 1
+    assert not list((cache / "downloads").glob(".*"))
 
 
 def test_imagenettes_own_pictures_are_packed(
