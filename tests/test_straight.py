@@ -124,7 +124,7 @@ def test_progress_ends_with_every_picture_and_the_sample(folder: Path) -> None:
 
 @pytest.mark.parametrize("spec", ["shapes", "cifar10"])
 def test_what_is_not_in_files_is_refused(spec: str) -> None:
-    with pytest.raises(UserError, match=f"--no-prepare is for pictures in files, which {spec}"):
+    with pytest.raises(UserError, match=f"{spec} has no files of pictures: leave out --no-prepare"):
         open_dataset(spec, image_px=32, prepare=False)
 
 

@@ -376,6 +376,7 @@ def _open_data(recipe: "Recipe", console: Console) -> "PackedDataset":
             f"nothing is packed: mean and colours are those of {dataset.statistics_images:,} of "
             f"{train:,} training pictures, and each epoch decodes all of them",
             highlight=False,
+            soft_wrap=True,
         )
     return dataset
 

@@ -43,7 +43,7 @@ def open_dataset(
     sizes = {"num_train": num_train, "num_val": num_val, "num_classes": num_classes}
     given = {key: value for key, value in sizes.items() if value is not None}
     if not prepare and spec in ("shapes", "cifar10"):
-        raise UserError(f"--no-prepare is for pictures in files, which {spec} has not")
+        raise UserError(f"{spec} has no files of pictures: leave out --no-prepare")
     if spec == "shapes":
         return builtin.open_shapes(image_px, seed, given, progress)
     if given:
