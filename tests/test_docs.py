@@ -111,6 +111,8 @@ COMMANDS = (
     "index",
     "search",
     "serve",
+    "convert",
+    "export",
     "report",
     "describe",
     "prepare",

@@ -54,6 +54,9 @@ LEVELS = [
     {"cli_norm", "figures"},
     {"exhibits"},
     {"report"},
+    {"convnet", "onnx_graph", "wire"},
+    {"caffe", "export", "hub"},
+    {"convert"},
     {"similar", "using"},
     {"cli"},
 ]

@@ -9,10 +9,11 @@ Imports of torch happen on first use, so that the command line stays instant.
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
-__all__ = ["NETWORKS", "AlexNet", "PaperSGD", "UserError", "build", "load"]
+__all__ = ["NETWORKS", "AlexNet", "PaperSGD", "UserError", "build", "from_hub", "load"]
 
 if TYPE_CHECKING:
     from alexnet.errors import UserError
+    from alexnet.hub import from_hub
     from alexnet.model import AlexNet, build
     from alexnet.networks import NETWORKS
     from alexnet.optim import PaperSGD
@@ -24,6 +25,7 @@ _HOMES = {
     "build": "model",
     "PaperSGD": "optim",
     "UserError": "errors",
+    "from_hub": "hub",
     "load": "weights",
 }
 

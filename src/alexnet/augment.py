@@ -175,6 +175,11 @@ def mean_of_views(
     return vectors.view(len(pictures), views, -1).mean(1)
 
 
+def crop_mean(preprocessing: Preprocessing) -> Tensor:
+    """What one-view evaluation subtracts: the centre of the mean image, (3, crop, crop)."""
+    return _centre(preprocessing.mean_image[None], preprocessing)[0].movedim(-1, 0).contiguous()
+
+
 def _centre(images: Tensor, preprocessing: Preprocessing) -> Tensor:
     border, size_px = preprocessing.border_px, preprocessing.crop_px
     return images[:, border : border + size_px, border : border + size_px]

@@ -22,7 +22,7 @@ from tyro.conf import Positional, UseAppendAction, arg
 from alexnet.errors import UserError
 from alexnet.progress import Progress
 from alexnet.similar import index, search, serve
-from alexnet.using import extract, predict
+from alexnet.using import convert, export, extract, predict
 
 if TYPE_CHECKING:
     from alexnet.audit import Audit
@@ -52,6 +52,8 @@ def main() -> None:
         "index": index,
         "search": search,
         "serve": serve,
+        "convert": convert,
+        "export": export,
         "report": report,
         "describe": describe,
         "prepare": prepare,

@@ -133,6 +133,9 @@ def _spatial_sum(x: Tensor, size: int, below: int, above: int) -> Tensor:
 def _power_norm(
     x: Tensor, window: Window, transposed: Window, constants: tuple[float, float, float]
 ) -> Tensor:
+    if torch.compiler.is_exporting():  # a program for any number of pictures has no blocks of them
+        alpha, beta, k = constants
+        return x * (k + alpha * window(x * x)) ** -beta
     return _PowerNorm.apply(x, window, transposed, constants)  # type: ignore[no-any-return]
 
 
@@ -271,4 +274,4 @@ class LocallyConnected2d(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         patches = F.unfold(x, self.kernel_size, padding=self.padding)  # (B, fan_in, places)
         y = torch.einsum("bfp,pof->bop", patches, self.weight) + self.bias.T
-        return y.view(len(x), -1, self.out_px, self.out_px)
+        return y.reshape(y.shape[0], -1, self.out_px, self.out_px)

@@ -225,7 +225,7 @@ def _batch_norm(layer: Layer, step: BatchNorm) -> nn.Module:
     return nn.BatchNorm2d(layer.maps, eps=step.eps, momentum=step.momentum, affine=False)
 
 
-_TORCHVISION_LAYERS = {
+TORCHVISION_LAYERS = {
     "features.0": "conv1",
     "features.3": "conv2",
     "features.6": "conv3",
@@ -243,6 +243,6 @@ def _rename_torchvision_keys(
     """Let `load_state_dict` take torchvision's own names."""
     for key in list(state_dict):
         match = re.fullmatch(r"((?:features|classifier)\.\d+)\.(weight|bias)", key)
-        if match and match[1] in _TORCHVISION_LAYERS:
-            name = f"{prefix}{_TORCHVISION_LAYERS[match[1]]}.{match[2]}"
+        if match and match[1] in TORCHVISION_LAYERS:
+            name = f"{prefix}{TORCHVISION_LAYERS[match[1]]}.{match[2]}"
             state_dict[name] = state_dict.pop(key)

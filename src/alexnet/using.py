@@ -1,4 +1,4 @@
-"""The commands that put a trained network to use: predict, extract.
+"""The commands that put a trained network to use: predict, extract, convert, export.
 
 Not here: training and measuring (`cli.py`), what the commands do (`labelling.py`, `extract.py`).
 """
@@ -187,3 +187,58 @@ def extract(
     console.print(line, highlight=False, markup=False, soft_wrap=True)
     if json_:
         print(json.dumps(about))
+
+
+def convert(
+    source: Positional[str],
+    target: Positional[Path],
+    /,
+    *,
+    mean: str | None = None,
+    classes: Path | None = None,
+    network: str | None = None,
+) -> None:
+    """Make a model.safetensors of somebody else's weights, checked against the file itself.
+
+    Args:
+        source: Caffe's .caffemodel, torchvision's .pth, the ONNX zoo's bvlcalexnet, or a checkpoint
+            of cuda-convnet; or hf:OWNER/NAME, which was pushed by export.
+        target: the model.safetensors to write.
+        mean: the mean image (.binaryproto, .npy, batches.meta), or 123,117,104 (red, green, blue).
+        classes: a file with a class a line, in the order of the labels.
+        network: which network a checkpoint of cuda-convnet is.
+    """
+    from alexnet import convert as converting
+    from alexnet import hub
+    from alexnet.files import write_bytes
+    from alexnet.weights import load
+
+    if source.startswith(hub.PREFIX):
+        path = hub.download(source)
+        said = f"{target}: network {load(path).name} from {source}, checksum right"
+        write_bytes(target, path.read_bytes())
+    else:
+        found = converting.convert(
+            Path(source), target, mean=mean, classes=classes, network=network
+        )
+        said = found.told()
+    Console().print(said, highlight=False, markup=False, soft_wrap=True)
+
+
+def export(model: Positional[Path], target: Positional[str], /) -> None:
+    """Write a trained network in a form that others read, checked against the network itself.
+
+    Args:
+        model: model.safetensors, or the run folder that holds it.
+        target: net.onnx, net.pt2 (a torch.export program), net.pth (torchvision's state dict), or
+            hf:OWNER/NAME, a repository on the Hugging Face Hub.
+    """
+    from alexnet import export as exporting
+    from alexnet import hub
+    from alexnet.weights import load
+
+    if target.startswith(hub.PREFIX):
+        said = f"pushed to {hub.push(model, target)}"
+    else:
+        said = exporting.export(load(model), Path(target)).told()
+    Console().print(said, highlight=False, markup=False, soft_wrap=True)
