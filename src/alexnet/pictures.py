@@ -172,7 +172,7 @@ class ListedPictures(DecodedPictures):
 
     def left_out(self) -> list[dict[str, str]]:
         """The unreadable ones so far, as dataset.json names what is left out."""
-        found = sorted(self._found.items())
+        found = sorted(self._found.copy().items())
         return [{"path": self._names[number], "reason": reason} for number, reason in found]
 
     def _read(self, number: int) -> Pixels:

@@ -355,7 +355,8 @@ def _tell_unreadable(
 ) -> None:
     """Name the pictures that could not be decoded when their turn came, once each."""
     if isinstance(split.images, ListedPictures):
-        for number, reason in sorted(split.images.unreadable.items()):
+        # A copy, taken in one go: threads that read ahead may find another one meanwhile.
+        for number, reason in sorted(dict(split.images.unreadable).items()):
             if number not in named:
                 named.add(number)
                 path = split.sources[number]
