@@ -113,6 +113,7 @@ COMMANDS = (
     "serve",
     "convert",
     "export",
+    "reproduce",
     "report",
     "describe",
     "prepare",

@@ -53,6 +53,12 @@ LEVELS = [
     {"curves", "findings", "train"},
     {"cli_norm", "figures"},
     {"exhibits"},
+    {"averaging", "baselines", "scales"},
+    {"trials"},
+    {"claims", "costs"},
+    {"campaign", "judging"},
+    {"reproduction"},
+    {"reproducing"},
     {"report"},
     {"convnet", "onnx_graph", "wire"},
     {"caffe", "export", "hub"},
@@ -63,6 +69,7 @@ LEVELS = [
 
 # What these import from torch, and how long that takes, nobody waits for who asks for help.
 INSTANT = ("__init__", "__main__", "cli", "cli_norm", "errors", "progress", "similar", "using")
+INSTANT += ("reproducing",)
 
 
 def imported(path: Path) -> Iterator[tuple[str, bool]]:

@@ -21,6 +21,7 @@ from tyro.conf import Positional, UseAppendAction, arg
 
 from alexnet.errors import UserError
 from alexnet.progress import Progress
+from alexnet.reproducing import reproduce
 from alexnet.similar import index, search, serve
 from alexnet.using import convert, export, extract, predict
 
@@ -54,6 +55,7 @@ def main() -> None:
         "serve": serve,
         "convert": convert,
         "export": export,
+        "reproduce": reproduce,
         "report": report,
         "describe": describe,
         "prepare": prepare,

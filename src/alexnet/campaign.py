@@ -1,0 +1,257 @@
+"""The queue of trials: in which order they run, on which devices, and what fits into a budget.
+
+The trials of one claim and one seed are a block: a comparison needs all of them, so a block is
+begun only where there is time for it. Each finished trial is one line of results.jsonl, flushed to
+the disk; what has a line is never run again, and a training that was killed goes on from its last
+checkpoint. Claims share runs, so the second costs less than the first.
+
+Not here: what a trial does (`trials.py`), which trials a claim needs (`claims.py`).
+"""
+
+import contextlib
+import fcntl
+import json
+import multiprocessing
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from alexnet import costs
+from alexnet.claims import Claim, Lines
+from alexnet.errors import UserError
+from alexnet.files import explain_os_error
+from alexnet.log import duration
+from alexnet.scales import Scale
+from alexnet.stopping import Interrupted
+from alexnet.trials import Line, Place, Trial, carry_out, read_lines
+from alexnet.workers import available_cores
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Block:
+    """What one seed adds to a claim."""
+
+    claim: Claim
+    seed: int
+    trials: tuple[Trial, ...]
+
+
+def blocks(claims: Sequence[Claim], scale: Scale, seeds: int | None, lines: Lines) -> list[Block]:
+    """Blocks in order, each trial in the first that needs it; what has a line is left out.
+
+    A claim's later trials may depend on the lines of its earlier ones.
+    """
+    found, known = [], set(lines)
+    for claim in claims:
+        for seed in range(claim.seeds if seeds is None else seeds):
+            trials = claim.plan(scale, range(seed + 1), lines)
+            new = tuple(t for t in dict.fromkeys(trials) if t.name not in known)
+            known |= {trial.name for trial in new}
+            if new:
+                found.append(Block(claim, seed, new))
+    return found
+
+
+@dataclass
+class Campaign:
+    """Trials of some claims at one scale, run in a results' folder.
+
+    `seeds`: of each claim, None for its own number. `budget`: seconds, or None for no limit.
+    `devices`: one worker for each; several of "cpu" share the cores.
+    """
+
+    claims: Sequence[Claim]
+    scale: Scale
+    place: Place
+    seeds: int | None = None
+    budget: float | None = None
+    devices: tuple[str, ...] = ("auto",)
+    say: Say = print
+    begun: set[tuple[int, int]] = field(default_factory=set, init=False)  # claim, seed
+
+    def run(self) -> int:
+        """Run what is missing and return how many trials were run.
+
+        Raises UserError where not one block fits into the budget, and what trials raise.
+        """
+        with only_one(self.place.out):
+            began = time.monotonic()
+            left = None if self.budget is None else self.budget * len(self.devices)
+            if self.budget is not None:
+                self._check_budget(left or 0.0)
+            if len(self.devices) == 1:
+                return self._run_here(began)
+            return self._run_apart(began)
+
+    def plan(self) -> list[dict[str, Any]]:
+        """What is missing, claim by claim in order, with estimates; what is shared counts once.
+
+        Trials that depend on the outcome of others are not in it until those have run.
+        """
+        lines = read_lines(self.place.out)
+        price, rows, total = self._price(lines), [], 0.0
+        waiting = blocks(self.claims, self.scale, self.seeds, lines)
+        for claim in self.claims:
+            own = [block for block in waiting if block.claim is claim]
+            seconds = sum(price(trial) for block in own for trial in block.trials)
+            total += seconds
+            rows.append(
+                {
+                    "claim": claim.name,
+                    "scale": self.scale.title,
+                    "seeds": len(own),
+                    "runs": sum(len(block.trials) for block in own),
+                    "seconds": round(seconds, 1),
+                    "total_seconds": round(total, 1),
+                }
+            )
+        return rows
+
+    def _check_budget(self, seconds: float) -> None:
+        lines = read_lines(self.place.out)
+        waiting = blocks(self.claims, self.scale, self.seeds, lines)
+        price = self._price(lines)
+        prices = [sum(map(price, block.trials)) for block in waiting]
+        if prices and min(prices) > seconds:
+            least = waiting[prices.index(min(prices))]
+            raise UserError(
+                f"a budget of {duration(seconds)} is too small: one pair of claim "
+                f"{least.claim.name} takes about {duration(min(prices))}"
+            )
+
+    def _price(self, lines: Lines) -> Callable[[Trial], float]:
+        known = costs.Costs(self.place, lines)
+        return known.seconds
+
+    def _ready(self, began: float, running: Mapping[str, Block]) -> list[tuple[Block, Trial]]:
+        """Trials that can start now, in order: their sources are there, their block fits.
+
+        A block that was begun is finished, whatever the clock says.
+        """
+        lines = read_lines(self.place.out)
+        waiting = blocks(self.claims, self.scale, self.seeds, lines)
+        if self.budget is not None:
+            price = self._price(lines)
+            left = (self.budget - (time.monotonic() - began)) * len(self.devices)
+            begun = {(block.claim.number, block.seed) for block in running.values()} | self.begun
+            affordable = []
+            for block in waiting:
+                cost = sum(map(price, block.trials))
+                if (block.claim.number, block.seed) in begun or cost <= left:
+                    left -= cost
+                    affordable.append(block)
+            waiting = affordable
+        return [
+            (block, trial)
+            for block in waiting
+            for trial in block.trials
+            if trial.name not in running and all(name in lines for name in trial.of)
+        ]
+
+    def _left(self, ready: Sequence[tuple[Block, Trial]]) -> str:
+        """E.g. "7 to go, about 12 min"; no time before a first run is there to go by."""
+        lines = read_lines(self.place.out)
+        if not any(line["scale"] == self.scale.name for line in lines.values()):
+            return f"{len(ready)} to go"
+        price = self._price(lines)
+        seconds = sum(price(trial) for _, trial in ready) / len(self.devices)
+        return f"{len(ready)} to go, about {duration(seconds)}"
+
+    def _run_here(self, began: float) -> int:
+        done = 0
+        place = replace(self.place, device=self.devices[0])
+        while ready := self._ready(began, {}):
+            block, trial = ready[0]
+            self.begun.add((block.claim.number, block.seed))
+            self.say(f"{trial.name} ({self._left(ready)})")
+            line = carry_out(trial, place, self.say)
+            self._keep(line)
+            done += 1
+        return done
+
+    def _run_apart(self, began: float) -> int:
+        """One process for each device; each trial is handed to the first that is free."""
+        context = multiprocessing.get_context("spawn")
+        threads = max(1, available_cores() // len(self.devices))
+        pools = [ProcessPoolExecutor(1, mp_context=context) for _ in self.devices]
+        running: dict[str, Block] = {}
+        work: dict[Future[Line], tuple[int, str]] = {}
+        free, done = list(range(len(pools))), 0
+        try:
+            while True:
+                ready = self._ready(began, running)
+                for block, trial in ready[: len(free)]:
+                    worker = free.pop()
+                    device = self.devices[worker]
+                    own_threads = threads if device == "cpu" else 0
+                    place = replace(self.place, device=device, threads=own_threads)
+                    self.begun.add((block.claim.number, block.seed))
+                    self.say(f"{trial.name} on {device} ({self._left(ready)})")
+                    running[trial.name] = block
+                    work[pools[worker].submit(_carry_out_apart, trial, place)] = (
+                        worker,
+                        trial.name,
+                    )
+                if not work:
+                    return done
+                finished, _ = wait(work, return_when=FIRST_COMPLETED)
+                for future in finished:
+                    worker, name = work.pop(future)
+                    self._keep(future.result())
+                    del running[name]
+                    free.append(worker)
+                    done += 1
+        finally:
+            for pool in pools:
+                pool.shutdown(cancel_futures=True)
+
+    def _keep(self, line: Line) -> None:
+        append_line(self.place.out, {**line, "asked": self.scale.as_dict()})
+        self.say(f"{line['trial']}: done in {duration(line['seconds'])}")
+
+
+def _carry_out_apart(trial: Trial, place: Place) -> Line:
+    """In another process: what a training says stays in its log."""
+    try:
+        return carry_out(trial, place, lambda text: None)
+    except Interrupted:  # it has saved itself; the signal went to this process's parent too
+        raise KeyboardInterrupt from None
+
+
+def append_line(out: Path, line: Line) -> None:
+    """Add a line to results.jsonl, whole and on the disk when this returns."""
+    path = out / "results.jsonl"
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        with open(path, "ab+") as file:
+            if file.tell():
+                file.seek(-1, os.SEEK_END)
+                if file.read(1) != b"\n":  # a crash cut the line before short
+                    file.write(b"\n")
+            file.write(json.dumps(line, allow_nan=False).encode() + b"\n")
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        raise explain_os_error(error, path) from error
+
+
+@contextlib.contextmanager
+def only_one(out: Path) -> Iterator[None]:
+    """Hold a results' folder. Raises UserError while another process holds it."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        file = open(out / ".lock", "w")  # noqa: SIM115 (held as long as the block)
+    except OSError as error:
+        raise explain_os_error(error, out) from error
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise UserError(f"another alexnet reproduce is at work in {out}") from None
+        yield

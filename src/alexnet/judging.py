@@ -1,0 +1,427 @@
+"""What the finished runs of a claim say: findings, each a number with n and a verdict.
+
+A finding is made of lines of results.jsonl alone, of those trials that the claim names at this
+scale and with these settings. Differences are arm less control, in points of error, paired by
+seed. Not here: statistics (`verdicts.py`), tables and figures (`reproduction.py`).
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from alexnet.claims import FIGURE_1_ERROR, Claim, Comparison, Lines, find_claim
+from alexnet.metrics import wilson_interval
+from alexnet.scales import Scale
+from alexnet.trials import Line, epochs_to, error_of
+from alexnet.verdicts import (
+    Estimate,
+    Verdict,
+    estimate,
+    ratio_estimate,
+    sign_flip_p,
+    size_words,
+    verdict_above,
+    verdict_at_most,
+    verdict_share,
+)
+
+NO_WORSE_POINTS = 0.5  # what "no worse" leaves open, of 100
+MOST_SEEDS = 100  # lines of more seeds are not looked for
+MEASURES = {
+    "val/1": "validation error, one view",
+    "val/10": "validation error, ten views",
+    "train": "training error",
+    "gap": "validation less training error",
+}
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One number of one claim at one scale. `unit`: points, times, share ...; n: pairs or runs."""
+
+    claim: str
+    scale: str
+    what: str
+    unit: str
+    n: int
+    mean: float
+    low: float | None
+    high: float | None
+    p: float | None
+    paper: str
+    source: str
+    verdict: str  # a Verdict, or "-" where nothing is claimed
+    size: str
+    note: str = ""
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+Arms = Mapping[str, Mapping[int, Line]]
+
+
+def arms_of(claim: Claim, scale: Scale, lines: Lines) -> Arms:
+    """{arm: {seed: line}} of what is done of a claim."""
+    found: dict[str, dict[int, Line]] = {}
+    seeds = sorted({line["seed"] for line in lines.values() if line["seed"] < MOST_SEEDS})
+    for trial in claim.plan(scale, seeds, lines):
+        if trial.name in lines:
+            found.setdefault(trial.arm, {})[trial.seed] = lines[trial.name]
+    return found
+
+
+def findings(claim: Claim, scale: Scale, lines: Lines) -> list[Finding]:
+    """All that is known about a claim at a scale; empty where nothing has run."""
+    arms = arms_of(claim, scale, lines)
+    found = [
+        finding
+        for comparison in claim.comparisons
+        if (finding := compared(claim, scale, comparison, arms)) is not None
+    ]
+    judge = JUDGES.get(claim.name)
+    return found + (judge(claim, scale, arms) if judge else [])
+
+
+def pairs(arms: Arms, arm: str, against: str) -> list[tuple[Line, Line]]:
+    ours, theirs = arms.get(arm, {}), arms.get(against, {})
+    return [(ours[seed], theirs[seed]) for seed in sorted(ours.keys() & theirs.keys())]
+
+
+def compared(claim: Claim, scale: Scale, comparison: Comparison, arms: Arms) -> Finding | None:
+    """The paired difference of two arms, or None where no seed has both."""
+    both = pairs(arms, comparison.arm, comparison.against)
+    measure = comparison.measure
+    if not both:
+        return None
+    differences = [error_of(one, measure) - error_of(other, measure) for one, other in both]
+    found = estimate(differences)
+    sign = -1.0 if comparison.claims == "better" else 1.0
+    claimed = sign * (comparison.paper or comparison.source or 0.0)
+    verdict: str = "-"
+    if comparison.claims in ("worse", "better"):
+        verdict = verdict_above(_turned(found, sign), claimed)
+    elif comparison.claims == "no worse":
+        verdict = verdict_at_most(found, NO_WORSE_POINTS)
+    means = [
+        sum(error_of(line, measure) for line in side) / len(both)
+        for side in zip(*both, strict=True)
+    ]
+    diverged = sum(bool(line["results"].get("diverged")) for pair in both for line in pair)
+    note = f"{means[0]:.2f} against {means[1]:.2f} %"
+    note += f"; {diverged} diverged and count as 100 %" if diverged else ""
+    return _finding(
+        claim,
+        scale,
+        f"{comparison.arm} less {comparison.against}, {MEASURES[measure]}",
+        found,
+        unit="points",
+        p=sign_flip_p(differences),
+        paper=_points(comparison.paper),
+        source=_points(comparison.source),
+        verdict=verdict,
+        size=size_words(found, comparison.paper),
+        note=note,
+    )
+
+
+def _turned(found: Estimate, sign: float) -> Estimate:
+    low, high = sorted((sign * found.low, sign * found.high))
+    return Estimate(sign * found.mean, low, high, found.n)
+
+
+def _points(value: float | None) -> str:
+    return "-" if value is None else f"{value:+.2g}"
+
+
+def _finding(claim: Claim, scale: Scale, what: str, found: Estimate, **more: Any) -> Finding:
+    numbers = found.as_dict()
+    defaults: dict[str, Any] = {"p": None, "paper": "-", "source": "-", "size": "-", "note": ""}
+    return Finding(
+        claim=claim.name,
+        scale=scale.title,
+        what=what,
+        **{key: numbers[key] for key in ("mean", "low", "high", "n")},  # type: ignore[arg-type]
+        **{**defaults, **more},
+    )
+
+
+# --- Claims with measures of their own ------------------------------------------------------------
+
+
+def _relu(claim: Claim, scale: Scale, arms: Arms) -> list[Finding]:
+    """Epochs of tanh over epochs of ReLU, at the rates that the search chose."""
+    runs = {
+        kind: {
+            seed: line
+            for arm, by_seed in arms.items()
+            if arm.startswith(f"{kind}-rate-")
+            for seed, line in by_seed.items()
+            if seed < MOST_SEEDS
+        }
+        for kind in ("relu", "tanh")
+    }
+    ratios, unreached = [], 0
+    for seed in sorted(runs["relu"].keys() & runs["tanh"].keys()):
+        fast = epochs_to(runs["relu"][seed], FIGURE_1_ERROR)
+        slow = epochs_to(runs["tanh"][seed], FIGURE_1_ERROR)
+        if fast is None:
+            unreached += 1
+            continue
+        if slow is None:  # it would take longer than it ran: the ratio is at least this
+            unreached += 1
+            slow = float(runs["tanh"][seed]["results"]["epochs"])
+        ratios.append(slow / fast)
+    if not ratios:
+        return []
+    found = ratio_estimate(ratios)
+    verdict: Verdict = "undecided"
+    if found.n >= 3:
+        verdict = "holds" if found.low > 1 else "does not hold here" if found.high < 1 else verdict
+    rates = sorted({arm for arm in arms if arm.startswith(("relu", "tanh"))})
+    note = f"searched: {', '.join(rates)}"
+    note += f"; {unreached} did not get there: at least this" if unreached else ""
+    return [
+        _finding(
+            claim,
+            scale,
+            f"epochs to {FIGURE_1_ERROR:g} % training error, tanh over ReLU",
+            found,
+            unit="times",
+            paper="6",
+            verdict=verdict,
+            size=size_words(found, 6.0),
+            note=note,
+        )
+    ]
+
+
+def _views(claim: Claim, scale: Scale, arms: Arms) -> list[Finding]:
+    lines = [line for line in arms.get("control", {}).values() if "val/10" in _errors(line)]
+    if not lines:
+        return []
+    gains = [error_of(line, "val/1") - error_of(line, "val/10") for line in lines]
+    found = estimate(gains)
+    return [
+        _finding(
+            claim,
+            scale,
+            "one view less ten, validation error",
+            found,
+            unit="points",
+            p=sign_flip_p(gains),
+            paper="+1.5",
+            source="+1.55",
+            verdict=verdict_above(found, 1.5),
+            size=size_words(found, 1.5),
+        )
+    ]
+
+
+def _errors(line: Line) -> Mapping[str, Any]:
+    return line["results"].get("errors", {})  # type: ignore[no-any-return]
+
+
+def _averaging(claim: Claim, scale: Scale, arms: Arms) -> list[Finding]:
+    found = []
+    for count, paper in ((5, 2.6), (7, 4.0)):
+        for line in arms.get(f"average-of-{count}", {}).values():
+            results = line["results"]
+            images = results["images"]
+            # Against each member of the first five: the other two have another network.
+            alone = [100 * wrong / images for wrong in results["single_wrong"][:5]]
+            together = 100 * results["average_wrong"] / images
+            gains = [error - together for error in alone]
+            mean, low, high = results["gain_over_pictures"]
+            gain = estimate(gains)
+            found.append(
+                _finding(
+                    claim,
+                    scale,
+                    f"one network less the average of {count}, ten views",
+                    gain,
+                    unit="points",
+                    p=sign_flip_p(gains),
+                    paper=f"{paper:+.2g}",
+                    verdict=verdict_above(gain, paper),
+                    size=size_words(gain, paper),
+                    note=f"over {images:,} pictures {mean:.2f} ({low:.2f} to {high:.2f})",
+                )
+            )
+            mean, low, high = results["search_gain_over_pictures"]
+            searched = Estimate(mean, low, high, images)
+            found.append(
+                _finding(
+                    claim,
+                    scale,
+                    f"equal less searched weights of {count}, on pictures that the search "
+                    "did not see",
+                    searched,
+                    unit="points",
+                    verdict="-",
+                    note=(
+                        f"n counts pictures; {results['equal_wrong']} and "
+                        f"{results['searched_wrong']} wrong; searched on what is scored: "
+                        f"{results['searched_on_what_is_scored_wrong']}"
+                    ),
+                )
+            )
+    return found
+
+
+def _iterations(claim: Claim, scale: Scale, arms: Arms) -> list[Finding]:
+    """How much longer dropout takes to the training error that it ends with."""
+    ratios = []
+    for dropped, none in pairs(arms, "control", "no-dropout"):
+        curve = [e for split, e, *_ in dropped["results"]["curve"] if split == "train"]
+        if not curve:
+            continue
+        end = min(
+            100 * wrong / images
+            for split, _, wrong, images in dropped["results"]["curve"]
+            if split == "train"
+        )
+        slow, fast = epochs_to(dropped, end), epochs_to(none, end)
+        if slow is not None and fast is not None:
+            ratios.append(slow / fast)
+    if not ratios:
+        return []
+    found = ratio_estimate(ratios)
+    verdict: Verdict = "undecided"
+    if found.n >= 3:
+        verdict = "holds" if found.low > 1 else "does not hold here" if found.high < 1 else verdict
+    return [
+        _finding(
+            claim,
+            scale,
+            "epochs with dropout over those without, to the training error that it ends with",
+            found,
+            unit="times",
+            paper="2",
+            verdict=verdict,
+            size=size_words(found, 2.0),
+            note="rates fall with the schedule in both",
+        )
+    ]
+
+
+def _kernels(claim: Claim, scale: Scale, arms: Arms) -> list[Finding]:
+    """In how many runs the two halves of conv1 part by colour more than random halves do."""
+    found = []
+    for arm, words in (("control", "two columns"), ("no-columns", "halves of one column")):
+        lines = [line for line in arms.get(arm, {}).values() if "colour" in line["results"]]
+        if not lines:
+            continue
+        colours = [line["results"]["colour"] for line in lines]
+        parted = sum(colour["parted_p"] < 0.05 for colour in colours)
+        n = len(lines)
+        low, high = wilson_interval(parted, n)
+        apart = [abs(colour["halves"][0] - colour["halves"][1]) for colour in colours]
+        halves = ", ".join(
+            f"{min(colour['halves']):.2f}/{max(colour['halves']):.2f}" for colour in colours[:5]
+        )
+        found.append(
+            _finding(
+                claim,
+                scale,
+                f"runs whose {words} part by colour",
+                Estimate(parted / n, low, high, n),
+                unit="share",
+                paper="every run" if arm == "control" else "-",
+                verdict=verdict_share(low, high, n) if arm == "control" else "-",
+                note=f"mean difference {sum(apart) / n:.3f}; shares of colour {halves}",
+            )
+        )
+    return found
+
+
+def _neighbours(claim: Claim, scale: Scale, arms: Arms) -> list[Finding]:
+    lines = list(arms.get("neighbours", {}).values())
+    found = []
+    for way in ("pixels", "last pool", "untrained network"):
+        gains = []
+        for line in lines:
+            precision = line["results"]["precision"]
+            gains.append(100 * (precision["last hidden layer"] - precision[way]))
+        if not gains:
+            continue
+        gain = estimate(gains)
+        means = {
+            key: sum(line["results"]["precision"][key] for line in lines) / len(lines)
+            for key in ("last hidden layer", way, "chance")
+        }
+        found.append(
+            _finding(
+                claim,
+                scale,
+                f"precision at 6, last hidden layer less {way}",
+                gain,
+                unit="points",
+                p=sign_flip_p(gains),
+                verdict=verdict_above(gain, 0.0),
+                note=", ".join(f"{key} {100 * value:.1f} %" for key, value in means.items()),
+            )
+        )
+    return found
+
+
+def _stalls(claim: Claim, scale: Scale, arms: Arms) -> list[Finding]:
+    """For each recipe the share of seeds that are still at ln(classes) when their steps end."""
+    found = []
+    for arm, by_seed in arms.items():
+        lines = list(by_seed.values())
+        n = len(lines)
+        stalled = sum(line["results"]["left_chance"] is None for line in lines)
+        low, high = wilson_interval(stalled, n)
+        left = sorted(
+            line["results"]["left_chance"]
+            for line in lines
+            if line["results"]["left_chance"] is not None
+        )
+        steps = max(line["results"]["steps"] for line in lines)
+        note = f"within {steps} steps"
+        note += f"; median step of the others {left[len(left) // 2]}" if left else ""
+        found.append(
+            _finding(
+                claim,
+                scale,
+                f"{arm}: runs at ln(classes)",
+                Estimate(stalled / n, low, high, n),
+                unit="share",
+                verdict="-",
+                note=note,
+            )
+        )
+    return found
+
+
+def _table_2(claim: Claim, scale: Scale, arms: Arms) -> list[Finding]:
+    averages = find_claim("averaging")
+    rows = _averaging(averages, scale, arms)
+    return [finding for finding in rows if "average of" in finding.what]
+
+
+Judge = Callable[[Claim, Scale, Arms], list[Finding]]
+JUDGES: dict[str, Judge] = {
+    "relu": _relu,
+    "views": _views,
+    "averaging": _averaging,
+    "overfitting": _iterations,
+    "kernels": _kernels,
+    "neighbours": _neighbours,
+    "stall": _stalls,
+    "table2": _table_2,
+}
+
+
+def verdict_of(found: Sequence[Finding]) -> str:
+    """Of a claim at one scale: its findings' common verdict, or each with its count."""
+    verdicts = [finding.verdict for finding in found if finding.verdict != "-"]
+    if not verdicts:
+        return "not decided by a test" if found else "not run"
+    if len(set(verdicts)) == 1:
+        return verdicts[0]
+    return ", ".join(
+        f"{verdict} ({verdicts.count(verdict)} of {len(verdicts)})"
+        for verdict in dict.fromkeys(sorted(verdicts))
+    )

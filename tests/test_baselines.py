@@ -1,0 +1,149 @@
+"""Table 1's baselines: descriptors and encodings against plain loops and scikit-learn."""
+
+from dataclasses import replace
+from types import SimpleNamespace
+from typing import cast
+
+import numpy as np
+import pytest
+import torch
+
+from alexnet import baselines
+from alexnet.dataset import PackedDataset, Split
+from alexnet.errors import UserError
+
+pytest.importorskip("cv2")
+pytest.importorskip("sklearn")
+
+
+def images(count: int, px: int = 64) -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 256, (count, px, px, 3), np.uint8)
+
+
+def test_patches_lie_inside_the_picture_on_a_grid() -> None:
+    points = baselines.grid(64)
+    assert len(points) == 13**2 + 11**2 + 9**2
+    for x, y, side in points:
+        assert side / 2 <= min(x, y)
+        assert max(x, y) <= 64 - side / 2
+
+
+def test_dense_sift_has_a_root_share_for_each_bin() -> None:
+    described = baselines.dense_sift(images(2))
+    assert described.vectors.shape == (2, 371, 128)
+    np.testing.assert_allclose((described.vectors**2).sum(2), 1, rtol=1e-5)
+
+
+def test_sift_sees_edges_and_not_brightness() -> None:
+    picture = np.zeros((1, 64, 64, 3), np.uint8)
+    picture[:, :, 32:] = 100
+    brighter = picture + 100
+    one, other = (baselines.dense_sift(p).vectors for p in (picture, brighter))
+    np.testing.assert_allclose(one, other, atol=0.02)
+    assert one.std() > 0.01
+
+
+def test_dense_colours_are_the_means_and_deviations_of_their_cells() -> None:
+    pictures = images(2)
+    described = baselines.dense_colours(pictures)
+    x, y, side = baselines.grid(64)[37]
+    number = 37
+    edges = np.rint(np.linspace(0, side, 5)).astype(int)
+    top, left = round(y - side / 2), round(x - side / 2)
+    cell = pictures[1, top + edges[2] : top + edges[3], left + edges[1] : left + edges[2]] / 255
+    expected = np.concatenate([cell.mean((0, 1)), cell.std((0, 1))])
+    found = described.vectors[1, number].reshape(4, 4, 6)[2, 1]
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+def test_small_pictures_are_enlarged() -> None:
+    assert baselines.dense_sift(images(1, 32)).vectors.shape == (1, 371, 128)
+
+
+def test_fisher_vectors_are_the_gradients_of_the_mixtures_likelihood() -> None:
+    draw = np.random.default_rng(0)
+    sample = draw.normal(size=(400, 8)).astype(np.float32)
+    places = draw.uniform(size=(400, 2)).astype(np.float32)
+    codebook = baselines.FisherVectors(sample, places, {"gaussians": 3}, 0)
+    described = baselines.Described(sample[:20].reshape(2, 10, 8), places[:10])
+    found = codebook.encode(described)
+    x = torch.from_numpy(codebook._placed(sample[:10], places[:10])).double()
+    means = torch.from_numpy(codebook.means).double().requires_grad_(True)
+    deviations = torch.from_numpy(codebook.deviations).double().requires_grad_(True)
+    weights = torch.from_numpy(codebook.weights).double()
+    logs = torch.distributions.Normal(means, deviations).log_prob(x[:, None]).sum(2)
+    likelihood = (logs + weights.log()).logsumexp(1).mean()
+    likelihood.backward()
+    # The Fisher information of a mean is w / s^2, of a deviation 2 w / s^2 (Perronnin 2010).
+    scale = deviations.detach() / weights.sqrt()[:, None]
+    gradients = [means.grad * scale, deviations.grad * scale / 2**0.5]
+    expected = torch.cat(gradients, 1).flatten()
+    expected = expected.sign() * expected.abs().sqrt()
+    expected = expected / expected.norm()
+    np.testing.assert_allclose(found[0], expected.numpy(), atol=2e-4)
+
+
+def test_sparse_codes_are_scikit_learns_lasso(monkeypatch: pytest.MonkeyPatch) -> None:
+    from sklearn.decomposition import sparse_encode
+
+    monkeypatch.setattr(baselines, "FISTA_STEPS", 400)
+    draw = torch.Generator().manual_seed(0)
+    x, dictionary = torch.randn(10, 12, generator=draw), torch.randn(20, 12, generator=draw)
+    dictionary /= dictionary.norm(dim=1, keepdim=True)
+    found = baselines.sparse_codes(x, dictionary, 0.3)
+    expected = sparse_encode(
+        x.double().numpy(), dictionary.double().numpy(), algorithm="lasso_cd", alpha=0.3
+    )
+    np.testing.assert_allclose(found.numpy(), expected, atol=5e-3)
+
+
+def test_a_learned_dictionary_codes_better_than_pictures_do() -> None:
+    draw = torch.Generator().manual_seed(0)
+    truth = torch.nn.functional.normalize(torch.randn(16, 12, generator=draw), dim=1)
+    codes = torch.randn(3000, 16, generator=draw) * (torch.rand(3000, 16, generator=draw) < 0.15)
+    x = torch.nn.functional.normalize(codes @ truth + 1e-3, dim=1)
+
+    def cost(dictionary: torch.Tensor) -> float:
+        z = baselines.sparse_codes(x, dictionary, 0.05)
+        residual = (x - z @ dictionary).square().sum(1) / 2
+        return float((residual + 0.05 * z.abs().sum(1)).mean())
+
+    learned = baselines.learn_dictionary(x, 16, 0.05, seed=1)
+    assert float(learned.norm(dim=1).max()) <= 1 + 1e-5
+    assert cost(learned) < 0.9 * cost(x[:16])
+
+
+def coloured(count: int, seed: int) -> Split:
+    """Pictures that differ by class in colour and in the direction of their stripes."""
+    draw = np.random.default_rng(seed)
+    labels = np.arange(count) % 3
+    pictures = draw.integers(0, 60, (count, 32, 32, 3))
+    for picture, label in zip(pictures, labels, strict=True):
+        picture[..., label] += 60
+        picture[::4] += 60 * (label == 0)
+        picture[:, ::4] += 60 * (label == 1)
+    sources = [str(index) for index in range(count)]
+    return Split("train", pictures.astype(np.uint8), labels.astype(np.int64), sources)
+
+
+@pytest.mark.parametrize("method", baselines.METHODS)
+def test_a_baseline_learns_what_can_be_seen(method: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(baselines, "STRENGTHS", (1.0, 10.0))
+    monkeypatch.setattr(baselines, "GAUSSIANS", (4,))
+    monkeypatch.setattr(baselines, "ATOMS", 24)
+    monkeypatch.setattr(baselines, "PENALTIES", (0.1,))
+    monkeypatch.setattr(baselines, "DICTIONARY_SAMPLES", 2000)
+    splits = {"train": coloured(45, 0), "val": replace(coloured(30, 1), name="val")}
+    names = ("a", "b", "c")
+    data = cast(PackedDataset, SimpleNamespace(splits=splits, class_names=names))
+    found = baselines.measure(data, method, seed=0, say=lambda text: None)
+    counts = found["errors"]["val/1"]
+    assert counts["images"] == 30
+    assert counts["top1_wrong"] <= 10  # by chance 20, and as few as this once in 6,000
+    assert set(found["tuned"]) == {"sift", "colour"}
+
+
+def test_missing_packages_are_named_with_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(__import__("sys").modules, "cv2", None)
+    with pytest.raises(UserError, match=r"pip install 'alexnet\[baselines\]'"):
+        baselines._check_packages()

@@ -1,0 +1,452 @@
+"""The paper's claims under one command: complete, resumable, paired, and one clear line for errors.
+
+Everything here runs at scale `toy`, on a few drawn pictures; its figures mean nothing.
+"""
+
+import json
+import math
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from alexnet import campaign, claims, costs, judging, reproduction, trials
+from alexnet.claims import CLAIMS, Claim, find_claim
+from alexnet.errors import UserError
+from alexnet.networks import NETWORKS
+from alexnet.reproducing import budget_seconds
+from alexnet.scales import Scale
+from alexnet.trials import Place, Trial, left_chance, read_lines
+from fabricate import alexnet, refusal, shared_cache, strict_json
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+LEDGER = REPOSITORY / "docs" / "fidelity.md"
+TOY = Scale("toy")
+
+
+def quiet(text: str) -> None:
+    """What a campaign says is not looked at here."""
+
+
+def campaign_of(out: Path, *names: str, seeds: int | None = 1, **more: Any) -> campaign.Campaign:
+    place = Place(out, {}, threads=1)
+    chosen = [find_claim(name) for name in names]
+    return campaign.Campaign(chosen, TOY, place, seeds=seeds, devices=("cpu",), say=quiet, **more)
+
+
+@pytest.fixture(scope="module")
+def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """All claims but the baselines, at one seed and with fewer rates and recipes, in one folder."""
+    folder = tmp_path_factory.mktemp("reproductions") / "out"
+    names = [claim.name for claim in CLAIMS if claim.name != "baselines"]
+    with pytest.MonkeyPatch.context() as patch, shared_cache(tmp_path_factory):
+        patch.setattr(claims, "FIGURE_1_RATES", (0.001, 0.01))
+        patch.setattr(claims, "FIGURE_1_EPOCHS", 1.0)
+        patch.setattr(claims, "STALL_FACTORS", claims.STALL_FACTORS[:1])
+        patch.setattr(claims, "STALL_STEPS", 12)
+        campaign_of(folder, *names).run()
+    return folder
+
+
+@pytest.fixture
+def few(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The settings that `out` was made with."""
+    monkeypatch.setattr(claims, "FIGURE_1_RATES", (0.001, 0.01))
+    monkeypatch.setattr(claims, "STALL_FACTORS", claims.STALL_FACTORS[:1])
+    monkeypatch.setattr(claims, "STALL_STEPS", 12)
+
+
+# --- The list of claims, against the ledger -------------------------------------------------------
+
+# A sentence of the ledger's first part that reports a measurement, and not a setting.
+MEASURED = re.compile(
+    r"\bgains?\b|\blowers\b|\bworse\b|\bfaster\b|\boverfits\b|\bcosts about\b|in every run|"
+    r"without it, \d|\d % (?:with|training)|\d\d\.\d / \d\d\.\d|six nearest|stops improving",
+    re.IGNORECASE,
+)
+
+
+def ledger_rows() -> list[tuple[str, str]]:
+    """(section, row) of the tables of the ledger's first part."""
+    first_part = LEDGER.read_text().partition("\n## 2.")[0]
+    rows, section = [], ""
+    for line in first_part.splitlines():
+        if heading := re.match(r"### Section ([\d.]+):", line):
+            section = heading[1]
+        elif line.startswith("| ") and section and not line.startswith("| the paper"):
+            rows.append((section, line))
+    return rows
+
+
+def named_claims(row: str) -> list[str]:
+    lists = re.findall(r"[Cc]laims? ((?:`[\w-]+`(?:, )?)+)", row)
+    return re.findall(r"`([\w-]+)`", " ".join(lists))
+
+
+def test_each_measurement_in_the_ledger_has_a_claim() -> None:
+    measured = [(s, row) for s, row in ledger_rows() if MEASURED.search(row.split(" | ")[0])]
+    assert len(measured) >= 15
+    for _, row in measured:
+        assert named_claims(row), f"no claim is named beside: {row}"
+
+
+def test_each_claim_stands_in_the_ledger_beside_a_sentence_of_its_section() -> None:
+    named = [(name, section) for section, row in ledger_rows() for name in named_claims(row)]
+    for claim in CLAIMS:
+        assert (claim.name, claim.section) in named, claim.name
+    assert {name for name, _ in named} == {claim.name for claim in CLAIMS}
+
+
+def test_a_claim_says_what_the_ledger_says() -> None:
+    """The figures of a claim are those of the ledger's rows that name it."""
+    for claim in CLAIMS:
+        rows = " ".join(row for _, row in ledger_rows() if claim.name in named_claims(row))
+        for figure in re.findall(r"\d+\.\d", claim.paper):
+            assert figure in rows, f"{claim.name}: {figure} is not in the ledger"
+
+
+def test_claims_are_numbered_named_once_and_ordered_by_value() -> None:
+    assert [claim.number for claim in CLAIMS] == list(range(1, 18))
+    names = [claim.name for claim in CLAIMS]
+    assert sorted(claims.BY_VALUE) == sorted(set(names)) == sorted(names)
+
+
+def test_the_list_is_one_json_array_with_these_keys() -> None:
+    finished = alexnet("reproduce", "--list", "--json")
+    assert finished.code == 0
+    listed = strict_json(finished.out)
+    assert [entry["claim"] for entry in listed] == [claim.name for claim in CLAIMS]
+    for entry in listed:
+        assert {"claim", "section", "paper", "source", "scales"} <= set(entry)
+        assert {"toy", "imagenette", "imagenet"} <= set(entry["scales"])
+
+
+def test_the_sources_differences_are_those_of_its_log() -> None:
+    """Points of top-1 on 50,000 or 150,000 pictures, from the logged errors."""
+    logged = {
+        ("norm", "no-lrn"): 42.0340 - 40.6640,
+        ("norm", "no-conv2-norm"): 40.4880 - 40.6640,
+        ("overlap", "no-overlap"): 41.0580 - 40.6640,
+        ("columns", "one-gpu"): 39.1680 - 37.4727,
+        ("transfer", "fine-tuned"): 38.9900 - 40.6640,
+    }
+    for (name, arm), difference in logged.items():
+        sources = [
+            comparison.source
+            for comparison in find_claim(name).comparisons
+            if comparison.arm == arm and comparison.source is not None
+        ]
+        assert sources == [pytest.approx(difference, abs=0.011)], (name, arm)
+
+
+# --- Every claim runs -----------------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("few")
+@pytest.mark.parametrize("claim", CLAIMS, ids=lambda claim: claim.name)
+def test_each_claim_runs_and_finds_something(claim: Claim, out: Path) -> None:
+    if claim.name == "baselines":
+        pytest.skip("test_baselines.py runs them")
+    lines = read_lines(out)
+    assert not campaign.blocks([claim], TOY, 1, lines), "something is left to do"
+    found = judging.findings(claim, TOY, lines)
+    if claim.name in ("relu", "overfitting"):  # a training error that a toy may never reach
+        assert all(finding.n >= 1 for finding in found)
+    else:
+        assert found
+    for finding in found:
+        assert finding.n >= 1
+        assert math.isfinite(finding.mean)
+        assert finding.verdict in ("holds", "does not hold here", "undecided", "-")
+    for comparison in claim.comparisons:
+        if not comparison.arm.startswith(("18pct", "11pct")):  # these are CIFAR-10's
+            whats = [finding.what for finding in found]
+            assert any(what.startswith(f"{comparison.arm} less") for what in whats)
+
+
+@pytest.mark.parametrize("claim", CLAIMS, ids=lambda claim: claim.name)
+@pytest.mark.parametrize(
+    "scale",
+    [Scale("cifar10"), Scale("imagenette"), Scale("imagenette", full=True), Scale("flowers"),
+     Scale("imagenet", pretrain="fall2011")],
+    ids=lambda scale: scale.title,
+)  # fmt: skip
+def test_each_claim_has_paired_trials_at_every_scale(claim: Claim, scale: Scale) -> None:
+    if scale.name == "flowers" and claim.name in ("transfer", "table2"):
+        with pytest.raises(UserError, match="--pretrain DATA"):
+            claims.check_scale(claim, scale)
+        return
+    claims.check_scale(claim, scale)
+    one, two = (claim.plan(scale, range(seeds), {}) for seeds in (1, 2))
+    names = [trial.name for trial in two]
+    assert len(set(names)) == len(names) or claim.name == "table2"
+    assert {trial.name for trial in one} <= set(names)
+    for trial in two:
+        network = trial.recipe.network.name
+        assert network.split("/")[0] in NETWORKS
+        judging.find_claim(claim.name)
+        assert set(trial.of) <= set(names)
+
+
+def test_arms_differ_from_the_control_in_what_they_are_about(out: Path) -> None:
+    control = claims.control(TOY, 0).settings()
+    changed = {}
+    for name in ("overlap", "columns", "colour", "overfitting", "depth", "decay"):
+        for trial in find_claim(name).plan(TOY, [0], {}):
+            settings = trial.settings()
+            changed[trial.arm] = {
+                f"{section}.{key}": value
+                for section in settings
+                for key, value in settings[section].items()
+                if value != control[section][key] and (section, key) != ("evaluate", "views")
+            }
+    assert changed.pop("control") == {}
+    assert changed.pop("no-colour") == {"augment.colour": "none"}
+    assert changed.pop("no-crops") == {"augment.random_crop": False, "augment.flip": False}
+    assert changed.pop("no-dropout") == {"network.dropout": "none"}
+    decay = {"optimizer.weight_decay": 0.0, "optimizer.bias_weight_decay": 0.0}
+    assert changed.pop("no-decay") == decay
+    assert changed == {arm: {"network.name": f"small/{arm}"} for arm in changed}
+    assert len(changed) == 8
+
+
+def test_the_line_of_a_run_says_everything_that_tables_are_made_of(out: Path) -> None:
+    for text in (out / "results.jsonl").read_text().splitlines():
+        line = strict_json(text)
+        assert str(out) not in text, "a line holds no path of the machine"
+        assert {"trial", "kind", "seed", "settings", "results", "environment"} <= set(line)
+        assert line["environment"]["torch"] == torch.__version__
+
+
+# --- The queue ------------------------------------------------------------------------------------
+
+
+def test_what_has_a_line_is_not_run_again(out: Path) -> None:
+    before = (out / "results.jsonl").read_bytes()
+    assert campaign_of(out, "overlap", "columns", "kernels").run() == 0
+    assert (out / "results.jsonl").read_bytes() == before
+
+
+def test_a_line_cut_short_by_a_crash_is_run_again(tmp_path: Path) -> None:
+    assert campaign_of(tmp_path, "overlap").run() == 2
+    path = tmp_path / "results.jsonl"
+    first, second = path.read_text().splitlines()
+    path.write_text(first + "\n" + second[:-20])
+    assert campaign_of(tmp_path, "overlap").run() == 1
+    lines = read_lines(tmp_path)
+    assert len(lines) == 2
+    again = lines[json.loads(second)["trial"]]["results"]
+    assert again["errors"] == json.loads(second)["results"]["errors"]
+
+
+def test_a_killed_training_goes_on_and_leaves_the_line_that_it_would_have_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    campaign_of(whole, "views").run()
+    real_measured = trials._measured
+
+    def killed(*arguments: Any) -> Any:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(trials, "_measured", killed)
+    with pytest.raises(KeyboardInterrupt):
+        campaign_of(cut, "views").run()
+    assert not read_lines(cut)
+    monkeypatch.setattr(trials, "_measured", real_measured)
+    assert campaign_of(cut, "views").run() == 1
+    (one,), (other,) = (list(read_lines(folder).values()) for folder in (whole, cut))
+    assert one["results"]["errors"] == other["results"]["errors"]
+    assert one["results"]["colour"] == other["results"]["colour"]
+
+
+def test_two_commands_do_not_work_in_one_folder(tmp_path: Path) -> None:
+    with (
+        campaign.only_one(tmp_path),
+        pytest.raises(UserError, match="another alexnet reproduce is at work"),
+    ):
+        campaign_of(tmp_path, "overlap").run()
+
+
+def test_a_budget_takes_whole_pairs_and_refuses_less_than_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = [0.0]
+    real = campaign.carry_out
+
+    def timed(trial: Trial, *rest: Any) -> trials.Line:
+        clock[0] += 40.0
+        return real(trial, *rest)
+
+    monkeypatch.setattr(campaign, "carry_out", timed)
+    monkeypatch.setattr(campaign.time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(costs.Costs, "seconds", lambda self, trial: 40.0)
+    with pytest.raises(UserError, match=r"too small: one pair of claim overlap takes about 1 min"):
+        campaign_of(tmp_path, "overlap", seeds=5, budget=70.0).run()
+    assert not (tmp_path / "results.jsonl").exists()
+    assert campaign_of(tmp_path, "overlap", seeds=5, budget=100.0).run() == 2
+    seeds = sorted((line["arm"], line["seed"]) for line in read_lines(tmp_path).values())
+    assert seeds == [("control", 0), ("no-overlap", 0)]
+
+
+@pytest.mark.slow
+def test_two_workers_make_the_same_lines(tmp_path: Path, out: Path) -> None:
+    apart = campaign_of(tmp_path, "overlap")
+    apart.devices = ("cpu", "cpu")
+    assert apart.run() == 2
+    alone = read_lines(out)
+    for name, line in read_lines(tmp_path).items():
+        assert line["results"]["errors"] == alone[name]["results"]["errors"]
+
+
+def test_the_plan_tells_what_is_missing_and_runs_nothing(out: Path) -> None:
+    before = (out / "results.jsonl").read_bytes()
+    (done, more) = (campaign_of(out, "overlap", seeds=seeds).plan() for seeds in (1, 3))
+    assert [(row["runs"], row["seconds"]) for row in done] == [(0, 0)]
+    assert more[0]["runs"] == 4 - sum(seed in (1, 2) for seed in (1, 2))  # two controls are there
+    assert more[0]["seconds"] > 0
+    assert (out / "results.jsonl").read_bytes() == before
+
+
+# --- Wrong use ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["overlp"], "no claim 'overlp'; did you mean 'overlap'?"),
+        (["18"], "no claim '18'"),
+        (["overlap", "--scale", "imagenet"], "needs ImageNet"),
+        (["overlap", "--scale", "imagenete"], "did you mean 'imagenette'?"),
+        (["overlap", "--scale", "toy", "--budget", "soon"], "written 90s, 30m or 2h"),
+        (["overlap", "--scale", "toy", "--budget", "0.001s"], "too small: one pair"),
+        (["overlap", "--scale", "toy", "--seeds", "0"], "at least one"),
+        (["overlap", "--scale", "toy", "--full"], "224 pixels"),
+        (["overlap", "--scale", "toy", "--devices", "abacus"], "abacus"),
+        (["--report"], "has no results yet"),
+    ],
+)
+def test_wrong_use_is_answered_with_one_line(
+    arguments: list[str], words: str, tmp_path: Path
+) -> None:
+    assert words in refusal("reproduce", *arguments, "--out", tmp_path / "out")
+
+
+@pytest.mark.parametrize(("text", "seconds"), [("30m", 1800), ("1.5h", 5400), ("90s", 90)])
+def test_budgets_are_written_with_their_unit(text: str, seconds: float) -> None:
+    assert budget_seconds(text) == seconds
+
+
+# --- Measures -------------------------------------------------------------------------------------
+
+
+def test_a_run_has_left_chance_when_its_smoothed_loss_is_5_percent_below() -> None:
+    chance = math.log(10)
+    assert left_chance([chance] * 50, chance) is None
+    assert left_chance([chance] * 20 + [1.0] * 20, chance) == 21 + 0
+    assert left_chance([100.0] + [chance] * 60, chance) is None
+    assert left_chance([2.0, None, 1.0], chance) is None
+
+
+def test_columns_part_by_colour_when_one_has_it_and_the_other_not() -> None:
+    draw = np.random.default_rng(0)
+    light = np.repeat(draw.normal(size=(16, 1, 5, 5)), 3, axis=1)
+    colourful = draw.normal(size=(16, 3, 5, 5))
+    parted = trials.colour_index(np.concatenate([light, colourful]), 0)
+    assert parted["halves"] == [pytest.approx(0, abs=1e-9), pytest.approx(2 / 3, abs=0.05)]
+    assert parted["parted_p"] < 0.01
+    alike = trials.colour_index(draw.normal(size=(32, 3, 5, 5)), 0)
+    assert alike["parted_p"] > 0.05
+
+
+def test_random_kernels_part_in_one_run_of_twenty() -> None:
+    draw = np.random.default_rng(1)
+    parted = [
+        trials.colour_index(draw.normal(size=(16, 3, 3, 3)), 0)["parted_p"] < 0.05
+        for _ in range(60)
+    ]
+    assert 1 <= sum(parted) <= 8
+
+
+def test_epochs_to_an_error_lie_between_two_evaluations() -> None:
+    curve = [["train", 1.0, 50, 100], ["val", 1.0, 9, 10], ["train", 2.0, 30, 100]]
+    line = {"results": {"curve": curve}}
+    assert trials.epochs_to(line, 40.0) == pytest.approx(1.5)
+    assert trials.epochs_to(line, 60.0) == 1.0
+    assert trials.epochs_to(line, 10.0) is None
+
+
+def test_fine_tuning_starts_from_the_other_training_at_the_sources_rates(out: Path) -> None:
+    lines = read_lines(out)
+    tuned = next(line for line in lines.values() if line["arm"] == "fine-tuned")
+    assert lines[tuned["of"][0]]["arm"] == "pretraining"
+    environment = json.loads((out / "runs" / tuned["trial"] / "environment.json").read_text())
+    assert Path(environment["from"]["fine_tuned_from"]).parent.name == tuned["of"][0]
+    convolutions = [f"conv{number}" for number in range(1, 7)]
+    assert environment["from"]["copied"] == [*convolutions, "fc6", "fc7"]
+    assert environment["from"]["new"] == ["fc8"]
+    assert tuned["settings"]["optimizer"]["layer_lr"] == claims.FINE_TUNING_RATES
+
+
+def test_retrieval_of_pixels_is_the_hand_count(out: Path) -> None:
+    line = next(line for line in read_lines(out).values() if line["arm"] == "neighbours")
+    assert line["results"]["queries"] == 48
+    assert set(line["results"]["precision"]) == {
+        *("last hidden layer", "last pool", "pixels", "untrained network", "chance")
+    }
+    from alexnet.opening import open_dataset
+
+    data = open_dataset("shapes", image_px=64, num_train=96, num_val=48, num_classes=6)
+    crop = slice(4, 60)
+    vectors = {
+        name: np.asarray(split.images)[:, crop, crop].astype(np.float64).reshape(len(split), -1)
+        for name, split in data.splits.items()
+    }
+    hits = 0
+    for vector, label in zip(vectors["val"], data.splits["val"].labels, strict=True):
+        near = np.argsort(((vectors["train"] - vector) ** 2).sum(1), kind="stable")[:6]
+        hits += int((data.splits["train"].labels[near] == label).sum())
+    assert line["results"]["precision"]["pixels"] == pytest.approx(hits / (48 * 6))
+
+
+# --- Table 2 and the report -----------------------------------------------------------------------
+
+
+def test_table_2_costs_are_counted_from_its_trainings() -> None:
+    rows = {row["row"]: row for row in costs.table_2_costs(1e14)}
+    # 90 epochs of 1,281,167 pictures at 2 (3 x 724,406,816 - 105,415,200) operations
+    one = 2 * (3 * 724_406_816 - 105_415_200) * 1_281_167 * 90
+    assert rows["1 CNN"]["operations"] == pytest.approx(one)
+    assert rows["1 CNN"]["hours"] == pytest.approx(one / 1e14 / 3600)
+    assert rows["5 CNNs"]["operations"] == pytest.approx(5 * one)
+    star = rows["1 CNN*"]["operations"]
+    assert rows["7 CNNs*"]["operations"] == pytest.approx(5 * one + 2 * star)
+
+
+@pytest.mark.usefixtures("few")
+def test_the_report_is_made_of_the_lines_alone(
+    out: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copied = tmp_path / "results" / "results.jsonl"
+    copied.parent.mkdir()
+    lines = [json.loads(line) for line in (out / "results.jsonl").read_text().splitlines()]
+    copied.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    with pytest.raises(UserError, match="no results yet"):  # toys are no results
+        reproduction.write_report(copied.parent, tmp_path / "page.md")
+    monkeypatch.setattr(reproduction, "TOY", "none")
+    readme = tmp_path / "README.md"
+    readme.write_text(f"before\n{reproduction.BEGIN}\nyesterday\n{reproduction.END}\nafter\n")
+    page = reproduction.write_report(copied.parent, tmp_path / "page.md", readme)
+    text = page.read_text()
+    for claim in CLAIMS:
+        assert f"## {claim.number}. {claim.name}" in text
+    for figure in re.findall(r"\]\((page/[\w-]+\.png)\)", text):
+        assert (tmp_path / figure).is_file()
+    assert "page/differences.png" in text
+    assert "Not run yet: `alexnet reproduce baselines" in text
+    assert readme.read_text().startswith("before\n")
+    assert "yesterday" not in readme.read_text()
+    assert readme.read_text().endswith("after\n")
