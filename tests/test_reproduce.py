@@ -18,7 +18,7 @@ from alexnet.claims import CLAIMS, Claim, find_claim
 from alexnet.errors import UserError
 from alexnet.networks import NETWORKS
 from alexnet.reproducing import budget_seconds
-from alexnet.scales import Scale
+from alexnet.scales import Scale, scale_of
 from alexnet.trials import Place, Trial, left_chance, read_lines
 from fabricate import alexnet, refusal, shared_cache, strict_json
 
@@ -338,6 +338,16 @@ def test_wrong_use_is_answered_with_one_line(
 @pytest.mark.parametrize(("text", "seconds"), [("30m", 1800), ("1.5h", 5400), ("90s", 90)])
 def test_budgets_are_written_with_their_unit(text: str, seconds: float) -> None:
     assert budget_seconds(text) == seconds
+
+
+def test_folders_are_scales_and_pretraining_by_their_own_names(tmp_path: Path) -> None:
+    for name in ("flowers", "birds"):
+        (tmp_path / name).mkdir()
+    scale, places = scale_of(str(tmp_path / "flowers"), pretrain=str(tmp_path / "birds"))
+    assert (scale.name, scale.pretraining) == ("flowers", "birds")
+    assert places == {name: str(tmp_path / name) for name in ("flowers", "birds")}
+    for trial in find_claim("transfer").plan(scale, [0], {}):
+        assert str(tmp_path) not in json.dumps(trial.settings())
 
 
 # --- Measures -------------------------------------------------------------------------------------

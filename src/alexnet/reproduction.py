@@ -258,7 +258,7 @@ def differences_figure(rows: Sequence[Finding]) -> "Figure | None":
         axes.grid(axis="x")
         for verdict, colour in VERDICT_COLOURS.items():
             axes.plot([], [], color=colour, linewidth=2, label=verdict.replace("-", "not claimed"))
-        axes.legend(loc="upper left", bbox_to_anchor=(0, -0.03), ncols=4, frameon=False)
+        figure.legend(loc="outside lower center", ncols=4, frameon=False)
     return figure
 
 

@@ -98,14 +98,21 @@ def scale_of(name: str, **settings: Any) -> tuple[Scale, dict[str, str]]:
     A folder is a scale by its own name. Raises UserError for a name that is neither.
     """
     data = settings.pop("data", None)
+    places: dict[str, str] = {}
+    if (pretrain := settings.get("pretrain", "")) and pretrain not in PRETRAIN.values():
+        folder = Path(pretrain).expanduser()
+        if not folder.exists():
+            raise UserError(f"no data set or folder {pretrain!r}{suggest(pretrain, NAMES)}")
+        settings["pretrain"] = folder.resolve().name
+        places[settings["pretrain"]] = str(folder)
     if name in NAMES:
         if name == "imagenet" and data is None:
             raise UserError(
                 "scale imagenet needs ImageNet: pack it with alexnet prepare, then --data PACKED"
             )
-        return Scale(name, **settings), {} if data is None else {name: str(data)}
+        return Scale(name, **settings), places | ({} if data is None else {name: str(data)})
     path = Path(name).expanduser()
     if data is not None or not path.exists():
         raise UserError(f"no scale or folder {name!r}{suggest(name, NAMES)}")
     scale = Scale(path.resolve().name, **settings)
-    return scale, {scale.name: str(path)}
+    return scale, places | {scale.name: str(path)}
