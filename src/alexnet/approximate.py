@@ -3,8 +3,8 @@
 `ivfpq` keeps a short code of every picture in lists by its nearest centre and looks through the
 lists around a query; `hnsw` walks a graph of near pictures. Both only propose candidates: their
 exact distances, from the features on the disk, decide. How far each looks is chosen by measuring
-the share of true neighbours among those found for a sample of the pictures themselves, and is
-saved. Not here: binary codes (`codes.py`), the files (`index.py`).
+the share of true neighbours among those found for a sample of the pictures themselves, with a
+margin for new ones, and is saved. Not here: binary codes (`codes.py`), the files (`index.py`).
 """
 
 import importlib
@@ -25,6 +25,7 @@ ADDED_AT_A_TIME = 16_384
 RECALL = 0.95  # of six neighbours, aimed at on the sample
 SAMPLE = 100
 NEIGHBOURS = 6
+MARGIN = 8  # how much further than the sample needs: new pictures lie further out than it does
 CANDIDATES = 128  # measured exactly, for each query
 BYTES_PER_CODE = 32
 LINKS = 16
@@ -149,7 +150,7 @@ def _pieces(width: int) -> int:
 
 
 def _choose_depth(index: Index, made: Any, settings: dict[str, Any]) -> int:
-    """The smallest power of two that reaches RECALL on a sample, or as deep as there is."""
+    """MARGIN times the smallest power of two that reaches RECALL on a sample of the index."""
     deepest = settings.get("lists", 1024)
     count = min(NEIGHBOURS + 1, len(index))
     rows = np.random.default_rng(0).permutation(len(index))[:SAMPLE]
@@ -160,5 +161,5 @@ def _choose_depth(index: Index, made: Any, settings: dict[str, Any]) -> int:
         found = candidates(index, made, settings | {"depth": depth}, queries, count)
         hits = sum(len(np.intersect1d(t, f)) for t, f in zip(true, found, strict=True))
         if hits >= RECALL * true.size or depth >= deepest:
-            return depth
+            return min(MARGIN * depth, deepest)
         depth = min(2 * depth, deepest)
