@@ -151,7 +151,7 @@ def _pieces(width: int) -> int:
 
 def _choose_depth(index: Index, made: Any, settings: dict[str, Any]) -> int:
     """MARGIN times the smallest power of two that reaches RECALL on a sample of the index."""
-    deepest = settings.get("lists", 1024)
+    deepest = int(settings.get("lists", 1024))
     count = min(NEIGHBOURS + 1, len(index))
     rows = np.random.default_rng(0).permutation(len(index))[:SAMPLE]
     queries = np.ascontiguousarray(index.features[np.sort(rows)], np.float32)
