@@ -386,6 +386,7 @@ def test_options_of_the_release_become_nothing(tmp_path: Path) -> None:
 # --- torchvision and mistakes ---------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_torchvisions_file_there_and_back_is_the_same_bit_by_bit(tmp_path: Path) -> None:
     import torchvision
 

@@ -21,16 +21,17 @@ LEVELS = [
         "files",
         "likeness",
         "networks",
-        "optim",
         "schedule",
         "shapes",
         "tables",
     }
     | {"workers"}
-    | {"parallel"},
+    | {"parallel"}
+    | {"graph", "memory", "products"},
     {"native", "triton_kernels"},
-    {"chain_op"},
+    {"chain_op"} | {"passes"},
     {"fused"},
+    {"optim"},
     {"checkpoint", "config", "differences", "drawing", "listing", "log", "model", "packing"},
     {"archives", "describe", "examine", "pictures", "recipes", "saving", "sessions", "trained"}
     | {"columns"}
@@ -40,7 +41,7 @@ LEVELS = [
     {"audit", "dataset", "gather", "imagenet", "nvjpeg", "weights"},
     {"begun", "contact", "kinds", "loader", "predictions"},
     {"results", "retrieval", "sources", "step"} | {"bench_scaling", "scaling_ranks"},
-    {"finetune"},
+    {"finetune"} | {"turns"},
     {"prepare"},
     {"builtin", "straight", "stream"},
     {"opening"},
@@ -51,6 +52,8 @@ LEVELS = [
     {"service"},
     {"serving"},
     {"curves", "findings", "train"},
+    {"bench_step"},
+    {"bench_layers"},
     {"cli_norm", "figures"},
     {"exhibits"},
     {"averaging", "baselines", "scales"},
@@ -64,11 +67,22 @@ LEVELS = [
     {"caffe", "export", "hub"},
     {"convert"},
     {"similar", "using"},
+    {"cli_bench"},
     {"cli"},
 ]
 
 # What these import from torch, and how long that takes, nobody waits for who asks for help.
-INSTANT = ("__init__", "__main__", "cli", "cli_norm", "errors", "progress", "similar", "using")
+INSTANT = (
+    "__init__",
+    "__main__",
+    "cli",
+    "cli_bench",
+    "cli_norm",
+    "errors",
+    "progress",
+    "similar",
+    "using",
+)
 INSTANT += ("reproducing",)
 
 

@@ -217,6 +217,16 @@ def add_colour_noise(
     draw per picture each time it is used; basis: from `colour_basis`. The source then divides
     the whole picture by 1 + strength. Changes `images` in place and returns it.
     """
-    shift = strength * normals.to(basis) @ basis.T  # (B, 3)
-    images += shift.to(images)[:, :, None, None]
-    return images.div_(1.0 + strength) if convention == "source" else images
+    images += colour_shift(normals, basis, strength).to(images)[:, :, None, None]
+    divisor = colour_divisor(convention, strength)
+    return images if divisor == 1.0 else images.div_(divisor)
+
+
+def colour_shift(normals: Tensor, basis: Tensor, strength: float) -> Tensor:
+    """What is added to R, G and B of each picture: (B, 3)."""
+    return strength * normals.to(basis) @ basis.T
+
+
+def colour_divisor(convention: ColourConvention, strength: float) -> float:
+    """What a picture is divided by after its colours were shifted: the source does so."""
+    return 1.0 + strength if convention == "source" else 1.0

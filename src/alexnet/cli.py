@@ -19,6 +19,7 @@ import tyro
 from rich.console import Console
 from tyro.conf import Positional, UseAppendAction, arg
 
+from alexnet.cli_bench import bench
 from alexnet.errors import UserError
 from alexnet.progress import Progress
 from alexnet.reproducing import reproduce
@@ -658,82 +659,6 @@ def _write_sheet(path: Path, found: "Audit", listing: "Listing") -> None:
     buffer = io.BytesIO()
     sheet_of(found, listing).save(buffer, form)
     write_bytes(path, buffer.getvalue())
-
-
-def bench(
-    what: Positional[Literal["loader", "norm"]],
-    data: Positional[Path | None] = None,
-    /,
-    *,
-    seconds: float = 3.0,
-    rounds: int = 5,
-    batch_size: int = 128,
-    num_pictures: int = 22_000,
-    peers: tuple[str, ...] | None = None,
-    workers: int = 0,
-    wait_seconds: float = 30.0,
-    json_: Annotated[bool, arg(name="json")] = False,
-) -> None:
-    """Measure against peers in one interleaved run: loader, in crops per second; norm, in ms.
-
-    norm takes `rounds`, `batch_size` and `json` alone.
-
-    Args:
-        what: loader, or norm: response norm, ReLU and max pool beside stock operators.
-        data: a packed data set; without it, shapes are drawn (4.3 GB in the cache).
-        seconds: of each turn.
-        rounds: turns of each.
-        batch_size: crops in a batch.
-        num_pictures: of the training set that are used.
-        peers: numpy-memmap, imagefolder, imagefolder-500x375, webdataset, webdataset-pixels,
-            huggingface, huggingface-pixels, litdata, litdata-pixels; by default all that are there.
-        workers: threads or processes of each; 0: one per core.
-        wait_seconds: of training the full-size network, to see how long it waits for data.
-        json_: print one JSON object instead of the table.
-    """
-    if what == "norm":
-        from alexnet.cli_norm import bench_norm
-
-        bench_norm(rounds=rounds, batch_size=batch_size, as_json=json_)
-        return
-    from alexnet.bench import bench_loader
-
-    console = Console(stderr=True)
-    measured = bench_loader(
-        data,
-        seconds=seconds,
-        rounds=rounds,
-        batch_size=batch_size,
-        num_pictures=num_pictures,
-        peers=peers,
-        workers=workers,
-        wait_seconds=wait_seconds,
-        say=functools.partial(console.print, highlight=False, markup=False, soft_wrap=True),
-    )
-    if json_:
-        print(json.dumps(measured))
-    else:
-        _print_rates(measured)
-
-
-def _print_rates(measured: dict[str, Any]) -> None:
-    from rich.table import Table
-
-    table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
-    table.add_column("loader")
-    for heading in ("crops/s", "least", "most", "bytes per picture"):
-        table.add_column(heading, justify="right")
-    for name, rate in sorted(measured["rates"].items(), key=lambda item: -item[1]):
-        least, most = measured["spread"][name]
-        size = measured["bytes_on_disk"].get(name, 0) / measured["pictures"]
-        table.add_row(name, f"{rate:,.0f}", f"{least:,.0f}", f"{most:,.0f}", f"{size:,.0f}")
-    console = Console()
-    console.print(table)
-    say = functools.partial(console.print, highlight=False, markup=False, soft_wrap=True)
-    for name, reason in measured["missing"].items():
-        say(f"not measured: {name}: {reason}")
-    for recipe, share in measured["wait_shares"].items():
-        say(f"waiting for data while training {recipe}: {share:.2%}")
 
 
 def _prepare_pipe(

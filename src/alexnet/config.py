@@ -109,6 +109,7 @@ class SystemConfig:
     """What must not change the mathematics, and the seed.
 
     `kernels`: norms and pools fused where that is possible, always or never (`fused.py`).
+    `graph`: the step recorded as a CUDA graph, where there is a GPU (`graph.py`).
     `threads` 0: PyTorch's choice. `loader_threads` 0: one per core, 16 at most.
     `collective_seconds`: how long ranks wait for one another before they say for whom, and end.
     `deterministic`: the same bits each time on a GPU, too, where that is slower.
@@ -119,6 +120,7 @@ class SystemConfig:
     precision: Literal["fp32", "bf16", "fp64"] = "fp32"
     deterministic: bool = False
     kernels: Literal["auto", "fused", "plain"] = "auto"
+    graph: Literal["auto", "on", "off"] = "auto"
     threads: int = 0
     loader_threads: int = 0
     max_steps: int = 0

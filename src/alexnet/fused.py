@@ -156,7 +156,7 @@ def has_kernels(device: str, kernels: Kernels = "auto") -> bool:
 
     Says once why not. Raises UserError where "fused" is asked for and not to be had.
     """
-    chosen = kernels if kernels != "auto" else _from_environment()
+    chosen = choice(kernels)
     if chosen == "plain" or device not in ("cpu", "cuda"):
         return False
     reason = _reason_against(device)
@@ -170,7 +170,10 @@ def has_kernels(device: str, kernels: Kernels = "auto") -> bool:
 has_kernels._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
-def _from_environment() -> str:
+def choice(kernels: Kernels = "auto") -> str:
+    """What was asked for: by the setting, or where that is "auto" by ALEXNET_KERNELS."""
+    if kernels != "auto":
+        return kernels
     chosen = os.environ.get("ALEXNET_KERNELS") or "auto"
     if chosen not in ("auto", "fused", "plain"):
         raise UserError(f"ALEXNET_KERNELS is {chosen!r}; it is auto, fused or plain")

@@ -214,7 +214,7 @@ def pad_overhang(x: Tensor, kernel: int, stride: int, padding: int) -> Tensor:
     """Add the zeros of `overhang`: (B, C, H, W) -> (B, C, H + bottom, W + right)."""
     bottom = overhang(x.shape[2], kernel, stride, padding)
     right = overhang(x.shape[3], kernel, stride, padding)
-    return F.pad(x, (0, right, 0, bottom))
+    return F.pad(x, (0, right, 0, bottom)) if bottom or right else x
 
 
 def dropout(

@@ -228,7 +228,7 @@ def environment(device: torch.device) -> dict[str, Any]:
     is_cuda = device.type == "cuda"
     return {
         "alexnet": alexnet.__version__,
-        "commit": _commit(),
+        "commit": commit(),
         "python": platform.python_version(),
         "torch": torch.__version__,
         "torchvision": torchvision.__version__,
@@ -236,7 +236,7 @@ def environment(device: torch.device) -> dict[str, Any]:
         "pillow": PIL.__version__,
         "platform": platform.platform(),
         "device": torch.cuda.get_device_name(device) if is_cuda else device.type,
-        "cpu": _cpu_name(),
+        "cpu": cpu_name(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "kernels": os.environ.get("ALEXNET_KERNELS") or "auto",
@@ -246,7 +246,7 @@ def environment(device: torch.device) -> dict[str, Any]:
     }
 
 
-def _commit() -> str:
+def commit() -> str:
     """The commit of the source checkout, with "+" when it is changed; "" when there is none."""
     folder = Path(__file__).parent
     try:
@@ -262,7 +262,7 @@ def _git(folder: Path, *arguments: str) -> str:
     return done.stdout.strip()
 
 
-def _cpu_name() -> str:
+def cpu_name() -> str:
     try:
         for line in Path("/proc/cpuinfo").read_text().splitlines():
             if line.startswith("model name"):

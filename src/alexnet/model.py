@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from alexnet import fused, layers
+from alexnet import fused, layers, products
 from alexnet.errors import UserError
 from alexnet.networks import (
     BatchNorm,
@@ -139,8 +139,14 @@ class AlexNet(nn.Module):
             yield layer, linear, after
 
     def _run(self, layer: Layer, x: Tensor) -> Tensor:
-        x = self._linear(layer, x)
-        for part in fused.split(layer.then):
+        parts = fused.split(layer.then)
+        relu = parts[:1] == ("relu",)
+        found = self._product(layer, x, relu=relu)
+        if found is None:
+            x = self._plain(layer, x)
+        else:
+            x, parts = found, parts[relu:]
+        for part in parts:
             if isinstance(part, fused.Chain):
                 x = self._chain(part, x)
             else:
@@ -150,7 +156,33 @@ class AlexNet(nn.Module):
     def _chain(self, chain: fused.Chain, x: Tensor) -> Tensor:
         return fused.apply(chain, x, self.columns, self.kernels)
 
+    def _product(self, layer: Layer, x: Tensor, *, relu: bool) -> Tensor | None:
+        """The linear part in a faster form, with a ReLU after it if `relu`; None: there is none."""
+        module = self.get_submodule(layer.name)
+        if fused.choice(self.kernels) == "plain" or not isinstance(module, nn.Conv2d | nn.Linear):
+            return None
+        if _is_watched(module) or not products.are_usable(x, module.weight):
+            return None
+        if isinstance(module, nn.Linear):
+            return products.linear(x.flatten(1), module.weight, module.bias, relu=relu)
+        assert isinstance(layer, Conv), layer.name
+        if layer.rounded_up:
+            x = layers.pad_overhang(x, layer.kernel, layer.stride, layer.padding)
+        return products.convolve(
+            x,
+            module.weight,
+            module.bias,
+            stride=layer.stride,
+            padding=layer.padding,
+            groups=module.groups,
+            relu=relu,
+        )
+
     def _linear(self, layer: Layer, x: Tensor) -> Tensor:
+        found = self._product(layer, x, relu=False)
+        return self._plain(layer, x) if found is None else found
+
+    def _plain(self, layer: Layer, x: Tensor) -> Tensor:
         if isinstance(layer, Full):
             x = x.flatten(1)
         elif layer.rounded_up:
@@ -198,6 +230,16 @@ class AlexNet(nn.Module):
             training=self.training,
             generator=self.dropout_generator,
         )
+
+
+def _is_watched(module: nn.Module) -> bool:
+    """Whether somebody has to be told when the module itself is called."""
+    return bool(
+        module._forward_hooks
+        or module._forward_pre_hooks
+        or module._backward_hooks
+        or module._backward_pre_hooks
+    )
 
 
 def _linear_part(network: Network, layer: Layer, shape: LayerShape) -> nn.Module:

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.optimizer import ParamsT
 
+from alexnet import fused, passes
 from alexnet.errors import UserError, suggest
 
 # lr, momentum, weight decay, and the tensors' dtype and device
@@ -53,7 +54,12 @@ class PaperSGD(torch.optim.Optimizer):
         weight_decay: multiplies the rate, as in the paper.
 
     Parameters without a gradient are left alone. A wrong setting raises `UserError`.
+
+    `copies` holds, for float32 weights that a network computes with in bfloat16, what it computes
+    with: their gradients are the weights', and each step writes them anew.
     """
+
+    copies: dict[Tensor, Tensor]
 
     def __init__(
         self,
@@ -63,6 +69,7 @@ class PaperSGD(torch.optim.Optimizer):
         weight_decay: float = 0.0005,
     ) -> None:
         super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
+        self.copies = {}
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group after checking its settings."""
@@ -89,17 +96,38 @@ class PaperSGD(torch.optim.Optimizer):
             with torch.enable_grad():
                 loss = closure()
         for (lr, momentum, weight_decay, _, _), weights in self._buckets().items():
-            grads = [w.grad for w in weights if w.grad is not None]
+            grads = [grad for w in weights if (grad := self._grad(w)) is not None]
             velocities = [self._velocity(w) for w in weights]
-            _update(weights, grads, velocities, lr, momentum, weight_decay)
+            copies = [self.copies.get(w) for w in weights]
+            _update(weights, grads, velocities, copies, lr, momentum, weight_decay)
         return loss
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        super().zero_grad(set_to_none)
+        for copy in self.copies.values():
+            copy.grad = None
+
+    @torch.no_grad()
+    def use_copies(self, copies: Mapping[Tensor, Tensor]) -> None:
+        """Compute with these bfloat16 copies {weight: copy} from now on; they are written here."""
+        self.copies = dict(copies)
+        self.write_copies()
+
+    @torch.no_grad()
+    def write_copies(self) -> None:
+        """Make the copies equal to the weights, which somebody else has changed."""
+        for weight, copy in self.copies.items():
+            copy.copy_(weight)
+
+    def _grad(self, weight: Tensor) -> Tensor | None:
+        return self.copies[weight].grad if weight in self.copies else weight.grad
 
     def _buckets(self) -> dict[Bucket, list[Tensor]]:
         """Parameters to move, together where one kernel can update them together."""
         buckets: dict[Bucket, list[Tensor]] = {}
         for group in self.param_groups:
             for w in group["params"]:
-                if group["lr"] != 0 and w.grad is not None:
+                if group["lr"] != 0 and self._grad(w) is not None:
                     settings = (group["lr"], group["momentum"], group["weight_decay"])
                     buckets.setdefault((*settings, w.dtype, w.device), []).append(w)
         return buckets
@@ -116,11 +144,16 @@ def _update(
     weights: list[Tensor],
     grads: list[Tensor],
     velocities: list[Tensor],
+    copies: list[Tensor | None],
     lr: float,
     momentum: float,
     weight_decay: float,
 ) -> None:
     """`paper_sgd_step_reference` in one pass over memory where that is possible, else in four."""
+    if any(copy is not None for copy in copies):
+        for tensors in zip(weights, grads, velocities, copies, strict=True):
+            _update_with_copy(*tensors, lr, momentum, weight_decay)
+        return
     # The kernel takes no velocities without momentum.
     if momentum > 0 and all(map(_is_fusable, weights, grads, velocities)):
         # torch's kernel computes v <- momentum*v + (1 - dampening)*(g + weight_decay*w) and
@@ -143,6 +176,27 @@ def _update(
     torch._foreach_add_(velocities, weights, alpha=-weight_decay * lr)
     torch._foreach_add_(velocities, grads, alpha=-lr)
     torch._foreach_add_(weights, velocities)
+
+
+def _update_with_copy(
+    weight: Tensor,
+    grad: Tensor,
+    velocity: Tensor,
+    copy: Tensor | None,
+    lr: float,
+    momentum: float,
+    weight_decay: float,
+) -> None:
+    """One weight by its bfloat16 gradient; the copy follows."""
+    if grad.stride() != weight.stride():
+        grad = torch.empty_like(weight, dtype=grad.dtype).copy_(grad)
+    fits = copy is not None and weight.stride() == velocity.stride() == copy.stride()
+    if fits and weight.device.type == "cpu" and fused.has_kernels("cpu"):
+        passes.update(weight, grad, velocity, copy, lr, momentum, weight_decay)
+        return
+    _update([weight], [grad.to(weight.dtype)], [velocity], [None], lr, momentum, weight_decay)
+    if copy is not None:
+        copy.copy_(weight)
 
 
 def _is_fusable(weight: Tensor, grad: Tensor, velocity: Tensor) -> bool:

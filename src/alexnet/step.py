@@ -9,19 +9,31 @@ Not here: the order of a whole training (`train.py`).
 import math
 import os
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.func import functional_call
 
-from alexnet.augment import Preprocessing, add_colour_noise, colour_basis, flip_where, subtract_mean
+from alexnet import fused, memory, passes
+from alexnet.augment import (
+    Preprocessing,
+    add_colour_noise,
+    colour_basis,
+    colour_divisor,
+    colour_shift,
+    flip_where,
+    subtract_mean,
+)
 from alexnet.columns import PartAlexNet, cut, cut_optimizer
 from alexnet.config import Recipe
 from alexnet.dataset import PackedDataset
 from alexnet.errors import UserError
 from alexnet.fused import has_kernels
+from alexnet.graph import Replay, cuda_recorder
 from alexnet.hybrid import Hybrid, cut_hybrid
 from alexnet.large_batch import Lars, rate_factor
 from alexnet.loader import Batch
@@ -48,9 +60,11 @@ class Training:
     colour_basis: Tensor | None
     dropout_generator: torch.Generator
     noise_generator: torch.Generator
+    copies: dict[str, Tensor]  # bfloat16 ones of the weights, by name; none in fp32
     ranks: Ranks = ALONE
     parts: Replicas | Hybrid | None = None  # how several ranks find a gradient together
     batch_images: int = 0  # of the whole batch, on all ranks
+    replay: Replay | None = None  # a CUDA graph of the step
     step: int = 0
     colour_noise: bool = True
     reason: str = "start"
@@ -100,6 +114,7 @@ class Training:
                 f"says {here[0]} with {here[1]}; resume with the recipe that the run began with"
             )
         self.model.load_state_dict(state["model"])
+        self.optimizer.write_copies()
         self.optimizer.load_state_dict(state["optimizer"])
         self.schedule.load_state_dict(state["schedule"])
         self.detector.load_state_dict(state["detector"])
@@ -120,6 +135,9 @@ def start(recipe: Recipe, dataset: PackedDataset, ranks: Ranks = ALONE) -> Train
     """
     repeat_bits(always=recipe.system.deterministic)
     device = ranks.device(find_device(recipe.system.device))
+    fast = fused.choice(recipe.system.kernels) != "plain"
+    if fast and device.type == "cpu":
+        memory.keep()
     if recipe.system.threads:
         torch.set_num_threads(recipe.system.threads)
     network = with_dropout(find_network(recipe.network.name), recipe.network.dropout)
@@ -162,7 +180,10 @@ def start(recipe: Recipe, dataset: PackedDataset, ranks: Ranks = ALONE) -> Train
             torch.from_numpy(found.eigenvectors),
             recipe.augment.colour,
         ).to(device, torch.float32)
-    return Training(
+    copies = {}
+    if fast and recipe.system.precision == "bf16" and parts is None:
+        copies = _bfloat16_copies(model, optimizer)
+    training = Training(
         recipe=recipe,
         device=device,
         model=model,
@@ -185,7 +206,63 @@ def start(recipe: Recipe, dataset: PackedDataset, ranks: Ranks = ALONE) -> Train
         noise_generator=torch.Generator().manual_seed(seed + 2),
         ranks=ranks,
         parts=parts,
+        copies=copies,
     )
+    if replays(recipe.system.graph, device) and parts is None:
+        training.replay = Replay(
+            partial(update, training),
+            partial(_held_fast, training),
+            cuda_recorder([dropout_generator]),
+        )
+    return training
+
+
+def replays(graph: str, device: torch.device) -> bool:
+    """Whether steps are replayed. Raises UserError where that is asked for and cannot be."""
+    if graph == "on" and device.type != "cuda":
+        raise UserError(f"system.graph=on needs a CUDA device, not {device.type}; leave it at auto")
+    return graph != "off" and device.type == "cuda"
+
+
+def way(training: Training) -> dict[str, str]:
+    """How a step is computed here, for environment.json and the line that training begins with."""
+    system, device = training.recipe.system, training.device
+    chosen = fused.choice(system.kernels)
+    has_kernels = fused.has_kernels(device.type, system.kernels)
+    fast = chosen != "plain"
+    on_cpu = fast and device.type == "cpu"
+    weights = "bfloat16 copies of float32" if training.copies else "float32"
+    return {
+        "kernels": "fused" if has_kernels else "plain",
+        "products": "oneDNN's, fused" if on_cpu else "PyTorch's",
+        "weights": "float64" if system.precision == "fp64" else weights,
+        "memory": "kept" if on_cpu and memory.keep() else "the allocator's",
+        "graph": "replayed" if training.replay is not None else "none",
+    }
+
+
+def _held_fast(training: Training) -> tuple[object, ...]:
+    """What a recorded step cannot change: rates, and what is frozen."""
+    groups = training.optimizer.param_groups
+    settings = ((group["lr"], group["momentum"], group["weight_decay"]) for group in groups)
+    frozen = (weight.requires_grad for group in groups for weight in group["params"])
+    return (*settings, *frozen, training.model.training)
+
+
+def _bfloat16_copies(model: AlexNet, optimizer: PaperSGD) -> dict[str, Tensor]:
+    """What the network computes with in bf16: cast once a step, where its weights are moved.
+
+    Autocast would cast every weight to bfloat16 and every gradient back, a third of the traffic.
+    """
+    weights = dict(model.named_parameters())
+    copies = {
+        name: weight.detach().to(torch.bfloat16, memory_format=torch.preserve_format)
+        for name, weight in weights.items()
+    }
+    for copy in copies.values():
+        copy.requires_grad_()
+    optimizer.use_copies({weights[name]: copy for name, copy in copies.items()})
+    return copies
 
 
 def repeat_bits(*, always: bool) -> None:
@@ -218,19 +295,27 @@ def find_device(name: str) -> torch.device:
 
 
 def network_input(training: Training, batch: Batch) -> tuple[Tensor, Tensor]:
-    """Mirror, subtract the mean and shift colours on the device: float (B, 3, s, s), labels."""
-    device = training.device
+    """Mirror, subtract the mean and shift colours on the device: (B, 3, s, s) and labels.
+
+    float32, or bfloat16 where the weights are; where conv1 would add zeros on the right and at the
+    bottom they are there already.
+    """
+    device, recipe = training.device, training.recipe
+    shifts = training.colour_basis is not None and training.colour_noise
+    takes_any = training.parts is None and recipe.system.precision != "fp64"
+    if takes_any and device.type == "cpu" and fused.has_kernels("cpu", recipe.system.kernels):
+        return _input_in_one_pass(training, batch, shifts=shifts), batch.labels
     top, left, flip = (part.to(device) for part in (batch.top, batch.left, batch.flip))
     crops = flip_where(batch.crops.to(device, non_blocking=True), flip)
     images = subtract_mean(crops, top, left, flip, training.preprocessing)
-    if training.colour_basis is not None and training.colour_noise:
-        augment = training.recipe.augment
+    if shifts:
+        assert training.colour_basis is not None
         images = add_colour_noise(
             images,
             batch.colour.to(device),
             training.colour_basis,
-            augment.colour,
-            augment.colour_strength,
+            recipe.augment.colour,
+            recipe.augment.colour_strength,
         )
     return in_precision(training, images), batch.labels.to(device)
 
@@ -247,22 +332,62 @@ def take_share(training: Training, counts: list[int]) -> None:
         training.model.take_share(training.batch_images, counts)
 
 
+def _input_in_one_pass(training: Training, batch: Batch, *, shifts: bool) -> Tensor:
+    augment, preprocessing = training.recipe.augment, training.preprocessing
+    at_crop = preprocessing.mean_at == "crop"
+    border = torch.full_like(batch.top, preprocessing.border_px)
+    shift, divisor = None, 1.0
+    if shifts:
+        assert training.colour_basis is not None
+        shift = colour_shift(batch.colour, training.colour_basis, augment.colour_strength)
+        divisor = colour_divisor(augment.colour, augment.colour_strength)
+    return passes.prepare(
+        batch.crops,
+        batch.top if at_crop else border,
+        batch.left if at_crop else border,
+        batch.flip,
+        preprocessing.mean_image,
+        shift,
+        mirror_mean=at_crop,
+        input_std=preprocessing.input_std,
+        divisor=divisor,
+        out_px=training.model.network.picture_sizes()[-1],
+        dtype=torch.bfloat16 if training.copies else torch.float32,
+    )
+
+
 def train_step(training: Training, images: Tensor, labels: Tensor) -> Tensor:
+    """One update on a minibatch, replayed from a recording where there is one; see `update`."""
+    if training.replay is not None:
+        return training.replay(images, labels)
+    return update(training, images, labels)
+
+
+def update(training: Training, images: Tensor, labels: Tensor) -> Tensor:
     """One update on the mean cross-entropy of a minibatch; its loss, still on the device.
 
     Of replicas, each returns its own images' share of the loss.
     """
     training.optimizer.zero_grad(set_to_none=True)
+    for weight, copy in training.optimizer.copies.items():
+        copy.requires_grad_(weight.requires_grad)  # a frozen layer has no gradient
     if training.parts is not None:
         loss = training.parts.gradients(images, labels, lambda: autocast(training))
     else:
-        with autocast(training):
-            logits = training.model(images)
-        logits = logits if logits.dtype == torch.float64 else logits.float()
-        loss = F.cross_entropy(logits, labels)
+        found = logits(training, images)
+        loss = F.cross_entropy(found if found.dtype == torch.float64 else found.float(), labels)
         loss.backward()  # type: ignore[no-untyped-call]
     training.optimizer.step()
     return loss.detach()
+
+
+def logits(training: Training, images: Tensor) -> Tensor:
+    """What the network says, in the precision of the recipe: (B, 3, s, s) -> (B, num_classes)."""
+    if training.copies:
+        images = images.to(torch.bfloat16)
+        return functional_call(training.model, training.copies, (images,))  # type: ignore[no-any-return]
+    with autocast(training):
+        return training.model(in_precision(training, images))  # type: ignore[no-any-return]
 
 
 def autocast(training: Training) -> torch.autocast:

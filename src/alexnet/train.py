@@ -44,12 +44,12 @@ from alexnet.sessions import add_session, alone_in, session
 from alexnet.stall import LayerScales, Stall, explain, layer_scales
 from alexnet.step import (
     Training,
-    autocast,
-    in_precision,
+    logits,
     network_input,
     start,
     take_share,
     train_step,
+    way,
 )
 from alexnet.stopping import Interrupted, on_stop_signal, resume_command
 from alexnet.weights import ModelCard, save_model
@@ -110,6 +110,7 @@ def _train(
             begin_from(training, recipe.network.weights, dataset.class_ids)
         if begin is not None:
             begin(training)
+        training.optimizer.write_copies()
     ranks.same(step=training.step)
     if ranks.speaks:
         _note_session(training, dataset, run)
@@ -134,6 +135,8 @@ def _train(
                 display.say(f"a departure from the paper: {', '.join(other)}")
             if training.origin:
                 display.say(told(training.origin))
+            if not resume:
+                display.say(", ".join(f"{what}: {how}" for what, how in way(training).items()))
             if hint := _too_few(recipe, dataset, total_steps):
                 display.say(hint)
             _loop(training, dataset, run, log, display, total_steps)
@@ -487,6 +490,7 @@ def _scales(training: Training, images: Tensor, labels: Tensor) -> list[LayerSca
     ranks, model = training.ranks, training.model
     if training.batch_images < 2:
         return []
+    images = images.to(next(model.parameters()).dtype)  # in bf16 the copies of these are less
     model.requires_grad_(True)  # until the rates of the next step are set
     if not isinstance(model, PartAlexNet):
         return layer_scales(model, images, labels)
@@ -579,7 +583,7 @@ def _evaluate(training: Training, split: Split, stopped: list[int]) -> Predictio
     training.model.eval()
     try:
         return predict(
-            _logits_of(training),
+            partial(logits, training),
             split,
             training.preprocessing,
             views=1,
@@ -594,14 +598,6 @@ def _evaluate(training: Training, split: Split, stopped: list[int]) -> Predictio
 
 class _Stop(Exception):
     """Ends an evaluation."""
-
-
-def _logits_of(training: Training) -> Callable[[Tensor], Tensor]:
-    def logits(crops: Tensor) -> Tensor:
-        with autocast(training):
-            return training.model(in_precision(training, crops))  # type: ignore[no-any-return]
-
-    return logits
 
 
 def _save(training: Training, saver: Saver, *, best: bool = False) -> None:
@@ -714,6 +710,7 @@ def _note_session(training: Training, dataset: PackedDataset, run: Path) -> None
     recipe, path = training.recipe, run / "environment.json"
     facts, changed = environment(training.device), {}
     facts["parallel"] = str(training.ranks.plan)
+    facts["way"] = way(training)
     if (run / "recipe.json").exists() and path.exists():
         before = from_dict(read_json(run / "recipe.json"))
         changed = {name: list(values) for name, values in differences(before, recipe).items()}
