@@ -6,11 +6,13 @@ NumPy alone. Not here: how a picture is read (`images.py`).
 """
 
 import io
+import os
 import threading
 from concurrent.futures import CancelledError, ProcessPoolExecutor
 from concurrent.futures import TimeoutError as DecodingTimeout
 from concurrent.futures.process import BrokenProcessPool
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
+from multiprocessing.connection import wait
 from typing import Any
 
 import numpy as np
@@ -94,11 +96,20 @@ def _limit_decoder() -> None:
     import signal
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     try:
         import resource
     except ImportError:  # no such limits on this system
         return
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY_OF_A_DECODER, MEMORY_OF_A_DECODER))
+
+
+def _end_with_parent() -> None:
+    """However the server ends, its decoders do not stay behind."""
+    parent = parent_process()
+    assert parent is not None
+    wait([parent.sentinel])
+    os._exit(0)
 
 
 def decode(
