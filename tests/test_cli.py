@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 import fabricate
-from alexnet import cli
+from alexnet import begun, cli
 from alexnet.bench import PEERS
 from alexnet.config import differences, from_dict
 from alexnet.errors import UserError
@@ -86,7 +86,7 @@ def test_help_names_every_flag_that_everybody_changes() -> None:
         (("trane",), "trane"),
         (("train", "--learning-rate", "3"), "--learning-rate"),
         (("train", "--epochs", "many"), "--epochs"),
-        (("train", "--precision", "fp64"), "--precision"),
+        (("train", "--precision", "fp16"), "--precision"),
         (("evaluate", "run", "--views", "ten"), "--views"),
         (("report",), "RUN"),
     ],
@@ -179,13 +179,13 @@ def test_a_recipe_for_ones_own_pictures_asks_for_them() -> None:
 def test_runs_are_numbered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     for expected in ("runs/shapes", "runs/shapes-2", "runs/shapes-3"):
-        assert cli._new_run_folder(None, "shapes") == Path(expected)
+        assert begun.new_run_folder(None, "shapes") == Path(expected)
         Path(expected).mkdir(parents=True)
 
 
 def test_an_empty_folder_may_become_a_run(tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
-    assert cli._new_run_folder(tmp_path / "run", "shapes") == tmp_path / "run"
+    assert begun.new_run_folder(tmp_path / "run", "shapes") == tmp_path / "run"
 
 
 def test_nothing_is_written_outside_the_run_and_the_cache(

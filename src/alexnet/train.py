@@ -80,20 +80,20 @@ def train(
     Raises UserError, Interrupted (all saved) or Diverged (the last good checkpoint kept).
     """
     check_agreement(recipe, dataset, run, ranks)
+    training = start(recipe, dataset, ranks)
     with alone_in(run) if ranks.speaks else nullcontext():
-        return _train(recipe, dataset, run, resume, console, begin, ranks)
+        return _train(training, dataset, run, resume, console, begin)
 
 
 def _train(
-    recipe: Recipe,
+    training: Training,
     dataset: PackedDataset,
     run: Path,
     resume: bool,
     console: Console,
     begin: Callable[[Training], None] | None,
-    ranks: Ranks,
 ) -> dict[str, Any]:
-    training = start(recipe, dataset, ranks)
+    recipe, ranks = training.recipe, training.ranks
     say = partial(console.print, highlight=False, markup=False, soft_wrap=True)
     folder = run / "checkpoints"
     if ranks.speaks:
