@@ -59,15 +59,17 @@ def measure(name, way, batch, steps):
         images = 60 * torch.randn(own.stop - own.start, 3, 224, 224)
         images = images.contiguous(memory_format=torch.channels_last)
         labels = torch.randint(16, (len(images),))
-        seconds, on_wire = [], []
+        seconds, cpu_seconds, on_wire = [], [], []
         for _ in range(steps + 1):
             ranks.everyone.wait("start of a step")
             wire = loopback_bytes()
             before = dict(ranks.journal.sent)
-            began = time.perf_counter()
+            began, began_cpu = time.perf_counter(), time.process_time()
             train_step(training, images, labels)
             slowest = torch.tensor([time.perf_counter() - began], dtype=torch.float64)
             seconds.append(ranks.everyone.max(slowest, "time").item())
+            busiest = torch.tensor([time.process_time() - began_cpu], dtype=torch.float64)
+            cpu_seconds.append(ranks.everyone.max(busiest, "time").item())
             on_wire.append(loopback_bytes() - wire)
         sent = {k: v - before.get(k, 0) for k, v in ranks.journal.sent.items()}
         for name_ in ("start of a step", "time"):
@@ -76,6 +78,7 @@ def measure(name, way, batch, steps):
         if ranks.speaks:
             row = {"network": name, "way": way, "ranks": size, "batch": batch}
             row |= {"seconds": seconds[1:], "bytes_per_step": sum(every)}
+            row |= {"cpu_seconds": cpu_seconds[1:]}  # of the busiest rank: others' work is not in it
             row |= {"loopback_bytes_per_step": statistics.median(on_wire[1:])}
             print(json.dumps(row), flush=True)
 
@@ -95,10 +98,12 @@ def all_in_turn(rounds, batch, steps):
             )
             rows.append(json.loads(done.stdout))
             print(json.dumps(rows[-1]), flush=True)
-    for name, way, _ in CASES:
-        times = [t for r in rows if (r["network"], r["way"]) == (name, way) for t in r["seconds"]]
-        spread = f"{min(times):.2f} to {max(times):.2f}"
-        print(f"{name:12} {way:10} {statistics.median(times):.2f} s ({spread})", file=sys.stderr)
+    for kind in ("seconds", "cpu_seconds"):
+        for name, way, _ in CASES:
+            times = [t for r in rows if (r["network"], r["way"]) == (name, way) for t in r[kind]]
+            spread = f"{min(times):.2f} to {max(times):.2f}"
+            line = f"{kind:12} {name:12} {way:10} {statistics.median(times):.2f} s ({spread})"
+            print(line, file=sys.stderr)
 
 
 if sys.argv[1] == "all":
