@@ -104,7 +104,7 @@ class Prediction:
         return self.batch_size / self.step_seconds
 
     def as_json(self) -> dict[str, Any]:
-        found = {**asdict(self), "name": str(self.plan)}
+        found = {**asdict(self), "name": str(self.plan), "devices": devices_of(self.plan)}
         return found | {
             "step_seconds": self.step_seconds,
             "images_per_second": self.images_per_second,
