@@ -1,10 +1,13 @@
 """What is read off measurements before a step on several devices is predicted."""
 
+import json
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from alexnet.bench_scaling import fit_link, fit_links, fit_speed, foresee, run_ranks
+from alexnet.cli_scaling import bench_scaling
 from alexnet.errors import UserError
 from alexnet.parallel import parse
 from alexnet.scaling import Link, Speed, crossings
@@ -67,3 +70,37 @@ def test_processes_that_fail_leave_one_line() -> None:
     task |= {"threads": 1, "steps": 1, "batch_size": 4, "parallel": "columns=2"}
     with pytest.raises(UserError, match="one column"):
         run_ranks(2, task)
+
+
+def test_the_command_predicts_for_devices_that_are_not_here(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    bench_scaling(
+        "paper",
+        [1, 8],
+        128,
+        precision="fp32",
+        images_per_second=10_000,
+        link_gb_per_s=25,
+        batch_for_each=True,
+        as_json=True,
+    )
+    plans = json.loads(capsys.readouterr().out)["plans"]
+    assert [plan["devices"] for plan in plans] == [1, 8, 8, 8]
+    assert plans[0]["images_per_second"] == pytest.approx(10_000)
+    assert all(10_000 < plan["images_per_second"] <= 80_000 for plan in plans[1:])
+
+
+@pytest.mark.parametrize(("speed", "link"), [(10_000.0, 0.0), (0.0, 25.0), (-1.0, -1.0)])
+def test_a_speed_and_a_link_are_given_together(speed: float, link: float) -> None:
+    with pytest.raises(UserError):
+        bench_scaling(
+            "paper",
+            [2],
+            128,
+            precision="fp32",
+            images_per_second=speed,
+            link_gb_per_s=link,
+            batch_for_each=False,
+            as_json=False,
+        )

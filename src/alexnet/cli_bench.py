@@ -15,7 +15,7 @@ from alexnet.errors import UserError
 
 
 def bench(
-    what: Positional[Literal["loader", "norm", "step", "evaluate", "train"]],
+    what: Positional[Literal["loader", "norm", "step", "evaluate", "train", "scaling"]],
     data: Positional[Path | None] = None,
     /,
     *,
@@ -31,15 +31,21 @@ def bench(
     peers: tuple[str, ...] | None = None,
     workers: int = 0,
     wait_seconds: float = 30.0,
+    devices: tuple[int, ...] = (1, 2, 4),
+    images_per_second: float = 0.0,
+    link_gb_per_s: float = 0.0,
+    batch_for_each: bool = False,
     json_: Annotated[bool, arg(name="json")] = False,
 ) -> None:
     """Measure against peers in one interleaved run: crops, training steps or evaluations a second.
 
-    norm takes `rounds`, `batch_size` and `json` alone.
+    norm takes `rounds`, `batch_size` and `json` alone. scaling predicts training on several
+    devices, and, unless a speed and a link are given, measures both here and checks itself.
 
     Args:
         what: loader (crops fed), norm (response norm, ReLU and max pool alone), step (whole
-            training steps), evaluate (ten views), or train (steps with a loader before them).
+            training steps), evaluate (ten views), train (steps with a loader before them), or
+            scaling (several devices).
         data: for loader: a packed data set; without it, shapes are drawn (4.3 GB in the cache).
         seconds: of each turn of a loader.
         rounds: turns of each.
@@ -59,12 +65,30 @@ def bench(
             default all that are there.
         workers: threads or processes of each loader; 0: one per core.
         wait_seconds: of training the full-size network, to see how long it waits for data.
+        devices: for scaling: how many, as in --devices 1 2 4.
+        images_per_second: for scaling: of one device, given instead of measured.
+        link_gb_per_s: for scaling: of a device's link in one direction.
+        batch_for_each: for scaling: `batch_size` is that of each device, not of all together.
         json_: print one JSON object instead of the table.
     """
     if what == "norm":
         from alexnet.cli_norm import bench_norm
 
         bench_norm(rounds=rounds, batch_size=batch_size, as_json=json_)
+        return
+    if what == "scaling":
+        from alexnet.cli_scaling import bench_scaling
+
+        bench_scaling(
+            network,
+            devices,
+            batch_size,
+            precision=precisions[0],
+            images_per_second=images_per_second,
+            link_gb_per_s=link_gb_per_s,
+            batch_for_each=batch_for_each,
+            as_json=json_,
+        )
         return
     console = Console(stderr=True)
     say = functools.partial(console.print, highlight=False, markup=False, soft_wrap=True)
