@@ -163,11 +163,11 @@ class PartAlexNet(AlexNet):
             return logits
         return gather_logits(logits, self.group, self.group.sizes(self.num_classes))
 
-    def _linear(self, layer: Layer, x: Tensor) -> Tensor:
-        if self.group.size > 1 and layer.name in self.network.meets_before():
-            sizes = self.group.sizes(self.shapes[layer.name].input[0])
-            x = meet(x, self.group, sizes, layer.name)
-        return super()._linear(layer, x)
+    def _reads(self, layer: Layer, x: Tensor) -> Tensor:
+        if self.group.size == 1 or layer.name not in self.network.meets_before():
+            return x
+        sizes = self.group.sizes(self.shapes[layer.name].input[0])
+        return meet(x, self.group, sizes, layer.name)
 
     def _dropout(self, step: Dropout, x: Tensor, layer: Layer) -> Tensor:
         units = self.shapes[layer.name].output[0]
