@@ -147,8 +147,9 @@ class Saver:
 
     def _join(self) -> None:
         thread = self._thread
-        if thread is not None:
-            thread.join()
+        # A signal that comes just before a wait without end would not be noticed until its end.
+        while thread is not None and thread.is_alive():
+            thread.join(0.2)
 
     def _work(self) -> None:
         while (job := self._next()) is not None:
