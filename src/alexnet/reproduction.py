@@ -66,7 +66,7 @@ def write_report(out: Path, page: Path, readme: Path | None = None) -> Path:
         if BEGIN in text and END in text:
             before, _, rest = text.partition(BEGIN)
             after = rest.partition(END)[2]
-            write_text(readme, f"{before}{BEGIN}\n{summary_table(found)}\n{END}{after}")
+            write_text(readme, f"{before}{BEGIN}\n{short_summary(found)}\n{END}{after}")
     return page
 
 
@@ -120,6 +120,17 @@ def summary_table(found: Mapping[Scale, Mapping[str, Sequence[Finding]]]) -> str
             f"| {'; '.join(verdicts) or 'not run yet'} |"
         )
     return "\n".join(rows)
+
+
+def short_summary(found: Mapping[Scale, Mapping[str, Sequence[Finding]]]) -> str:
+    """The summary's rows of the claims that have a run, and how many have none."""
+    have_run = {claim.number for claim in CLAIMS if any(claim.name in by for by in found.values())}
+    head, line, *rows = summary_table(found).splitlines()
+    kept = [row for row in rows if int(row.removeprefix("| ").partition(".")[0]) in have_run]
+    left = len(CLAIMS) - len(kept)
+    return "\n".join(
+        [head, line, *kept, *["", f"{left} claims have not been run yet."] * (left > 0)]
+    )
 
 
 def _claim_text(claim: Claim, found: Mapping[Scale, Mapping[str, Sequence[Finding]]]) -> list[str]:
