@@ -378,8 +378,13 @@ def test_who_asks_again_does_not_wait_for_a_disk_that_hangs(
 
     monkeypatch.setattr(checkpoint, "save", hang)
     kill_self_after(1, signal.SIGINT, monkeypatch)
-    stopped = alexnet(*SHAPES, "--run", tmp_path / "run", "--max-steps", "9")
-    disk.set()
+    # A shell starts what runs in the background with SIGINT ignored.
+    ignored = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        stopped = alexnet(*SHAPES, "--run", tmp_path / "run", "--max-steps", "9")
+    finally:
+        signal.signal(signal.SIGINT, ignored)
+        disk.set()
     assert (stopped.code, stopped.err) == (130, "alexnet: interrupted\n")
 
 
