@@ -8,8 +8,6 @@ Not here: the loader itself (`loader.py`), the speed of a training step.
 """
 
 import contextlib
-import json
-import os
 import platform
 import statistics
 import subprocess
@@ -23,7 +21,7 @@ from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from itertools import count
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -40,6 +38,7 @@ from alexnet.pictures import JpegPictures, encode_jpeg
 from alexnet.prepare import fingerprint
 from alexnet.recipes import find_recipe
 from alexnet.step import network_input, start, train_step
+from alexnet.turns import answer_of, last_line, running
 from alexnet.workers import available_cores
 
 PEERS_FOLDER = Path(__file__).parents[2] / "benchmarks" / "peers"
@@ -68,6 +67,9 @@ BATCHES_SKIPPED = 16
 
 # Steps of training that are not counted: memory is still being laid out.
 WARM_UP_STEPS = 3
+
+# Peers look for updates and draw bars unless they are told not to.
+OFFLINE = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_DISABLE_PROGRESS_BARS": "1"}
 
 ENDLESS = 1 << 40
 
@@ -275,7 +277,7 @@ class Peer:
     def ask(self, seconds: float) -> dict[str, Any]:
         assert self.process.stdin is not None
         print(seconds, file=self.process.stdin, flush=True)
-        return _answer(self.process)
+        return answer_of(self.process)
 
 
 def _start_peers(
@@ -301,55 +303,16 @@ def _start_peers(
         command += ["--workers", str(workers), "--batch-size", str(recipe.optimizer.batch_size)]
         command += ["--crop-px", str(recipe.augment.crop_px)]
         errors = stack.enter_context(tempfile.TemporaryFile("w+"))  # noqa: SIM115
-        process = stack.enter_context(_process(command, errors))
+        process = stack.enter_context(running(command, OFFLINE, errors))
         say(f"starting {name}")
         try:
-            ready = _answer(process)
+            ready = answer_of(process)
         except EOFError:
-            missing[name] = _last_line(errors)
+            missing[name] = last_line(errors)
             say(f"{name} cannot be measured: {missing[name]}")
         else:
             started[name] = Peer(process, ready["bytes_on_disk"], ready["versions"])
     return started, missing
-
-
-@contextlib.contextmanager
-def _process(command: Sequence[str], errors: IO[str]) -> Iterator[subprocess.Popen[str]]:
-    """A process that ends when its input does, or is killed."""
-    offline = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_DISABLE_PROGRESS_BARS": "1"}
-    with subprocess.Popen(
-        command,
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=errors,
-        text=True,
-        env={**os.environ, **offline},
-    ) as process:
-        try:
-            yield process
-        finally:
-            assert process.stdin is not None
-            process.stdin.close()
-            try:
-                process.wait(timeout=10)
-            except subprocess.TimeoutExpired:
-                process.kill()
-
-
-def _answer(process: subprocess.Popen[str]) -> dict[str, Any]:
-    """The next line of JSON; raises EOFError when the process has ended instead."""
-    assert process.stdout is not None
-    line = process.stdout.readline()
-    if not line:
-        raise EOFError
-    answer: dict[str, Any] = json.loads(line)
-    return answer
-
-
-def _last_line(errors: IO[str]) -> str:
-    errors.seek(0)
-    lines = [line.strip() for line in errors if line.strip()]
-    return lines[-1] if lines else "it ended without a word"
 
 
 def _wait_shares(

@@ -70,19 +70,17 @@ def train(
     *,
     resume: bool,
     console: Console,
-    begin: Callable[[Training], None] | None = None,
     ranks: Ranks = ALONE,
 ) -> dict[str, Any]:
     """Train by a recipe in a run folder, evaluate, and return what summary.json says.
 
-    `begin` may change the fresh weights and rates of a training that is not resumed. Of several
-    ranks, all call this alike; the first prints and writes, which the others see.
+    Of several ranks, all call this alike; the first prints and writes, which the others see.
     Raises UserError, Interrupted (all saved) or Diverged (the last good checkpoint kept).
     """
     check_agreement(recipe, dataset, run, ranks)
     training = start(recipe, dataset, ranks)
     with alone_in(run) if ranks.speaks else nullcontext():
-        return _train(training, dataset, run, resume, console, begin)
+        return _train(training, dataset, run, resume, console)
 
 
 def _train(
@@ -91,7 +89,6 @@ def _train(
     run: Path,
     resume: bool,
     console: Console,
-    begin: Callable[[Training], None] | None,
 ) -> dict[str, Any]:
     recipe, ranks = training.recipe, training.ranks
     say = partial(console.print, highlight=False, markup=False, soft_wrap=True)
@@ -108,8 +105,6 @@ def _train(
     else:
         if recipe.network.weights:
             begin_from(training, recipe.network.weights, dataset.class_ids)
-        if begin is not None:
-            begin(training)
         training.optimizer.write_copies()
     ranks.same(step=training.step)
     if ranks.speaks:

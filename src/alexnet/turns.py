@@ -4,7 +4,7 @@ A child prepares, says so in a line of JSON, and then does one piece of work for
 input, answering with what that took: `serve` is the child's side, `measure` the parent's. So every
 rival meets the same moods of the machine, and none the caches or the memory of another.
 
-Not here: what is measured (`bench_step.py`, `bench_evaluate.py`), and the loaders (`bench.py`).
+Not here: what is measured (`bench_step.py`; of loaders: `bench.py`).
 """
 
 import contextlib
@@ -80,11 +80,11 @@ def measure(
         for name, rival in rivals.items():
             errors = stack.enter_context(tempfile.TemporaryFile("w+"))
             say(f"starting {name}")
-            child = stack.enter_context(_process(rival, errors))
+            child = stack.enter_context(running(rival.command, dict(rival.environment), errors))
             try:
-                rows[name] = {**_answer(child), "seconds": [], "values": []}
+                rows[name] = {**answer_of(child), "seconds": [], "values": []}
             except EOFError:
-                missing[name] = _last_line(errors)
+                missing[name] = last_line(errors)
                 say(f"{name} cannot be measured: {missing[name]}")
             else:
                 children[name] = child
@@ -119,15 +119,17 @@ def _summed(row: dict[str, Any], images: int) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def _process(rival: Rival, errors: IO[str]) -> Iterator[subprocess.Popen[str]]:
-    """A process that ends when its input does, or is killed."""
+def running(
+    command: Sequence[str], environment: Mapping[str, str], errors: IO[str]
+) -> Iterator[subprocess.Popen[str]]:
+    """A process that ends when its input does, or is killed; `environment` is added to ours."""
     with subprocess.Popen(
-        rival.command,
+        command,
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=errors,
         text=True,
-        env={**os.environ, **dict(rival.environment)},
+        env={**os.environ, **environment},
     ) as process:
         try:
             yield process
@@ -144,10 +146,10 @@ def _process(rival: Rival, errors: IO[str]) -> Iterator[subprocess.Popen[str]]:
 def _ask(child: subprocess.Popen[str], repeats: int) -> dict[str, Any]:
     assert child.stdin is not None
     print(repeats, file=child.stdin, flush=True)
-    return _answer(child)
+    return answer_of(child)
 
 
-def _answer(child: subprocess.Popen[str]) -> dict[str, Any]:
+def answer_of(child: subprocess.Popen[str]) -> dict[str, Any]:
     """The next line of JSON; raises EOFError when the process has ended instead."""
     assert child.stdout is not None
     line = child.stdout.readline()
@@ -157,7 +159,7 @@ def _answer(child: subprocess.Popen[str]) -> dict[str, Any]:
     return answer
 
 
-def _last_line(errors: IO[str]) -> str:
+def last_line(errors: IO[str]) -> str:
     errors.seek(0)
     lines = [line.strip() for line in errors if line.strip()]
     return lines[-1] if lines else "it ended without a word"
