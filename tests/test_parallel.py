@@ -7,6 +7,7 @@ Most with four processes over loopback that stay (`ranks.Crew`); torchrun itself
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,7 @@ import fabricate
 from alexnet import checkpoint, parallel
 from alexnet.config import Recipe, diff
 from alexnet.errors import UserError
+from alexnet.meeting import meet
 from alexnet.parallel import Plan, Ranks, parse
 from alexnet.predictions import mean_over_views
 from alexnet.step import start
@@ -248,6 +250,7 @@ def test_torchrun_trains_two_columns_by_the_command(tmp_path: Path) -> None:
 SCRIPT = """
 import sys, time, torch
 from alexnet.errors import UserError
+from alexnet.meeting import meet
 from alexnet.parallel import joined, parse
 with joined(parse(None, 2), seconds=2) as ranks:
     ranks.everyone.sum(torch.ones(1), "first sum")
@@ -279,6 +282,54 @@ def test_what_one_rank_fails_at_ends_all_in_one_line(tmp_path: Path, fault: str)
     (line,) = told(done)
     assert FAULTS[fault] in line
     assert "[rank" not in done.stderr  # with which PyTorch marks tracebacks
+
+
+STARTED_AGAIN = """
+import sys, time, torch
+import torch.distributed as dist
+from alexnet.parallel import joined, parse
+with joined(parse(None, 2), seconds=30) as ranks:
+    print("sum", ranks.everyone.sum(torch.ones(1), "a sum").item(), flush=True)
+    if sys.argv[1] == "fail":
+        raise MemoryError
+"""
+
+
+def test_ranks_that_start_again_do_not_meet_what_the_dead_have_left(tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(STARTED_AGAIN)
+    store = torch.distributed.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    environment = {
+        **os.environ,
+        "TORCHELASTIC_USE_AGENT_STORE": "True",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(store.port),
+        "WORLD_SIZE": "2",
+        "OMP_NUM_THREADS": "1",
+    }
+
+    def start(rank: int, what: str) -> subprocess.Popen[str]:
+        own = {**environment, "RANK": str(rank), "LOCAL_RANK": str(rank)}
+        command = [sys.executable, str(script), what]
+        pipe = subprocess.PIPE
+        return subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, env=own)
+
+    ranks = [start(0, "fail"), start(1, "fail")]
+    assert [rank.wait(100) for rank in ranks] == [1, 1]
+    first = start(0, "work")
+    time.sleep(0.5)  # in which it finds only the dead
+    ranks = [first, start(1, "work")]
+    for rank in ranks:
+        out, error = rank.communicate(timeout=100)
+        assert (rank.returncode, out) == (0, "sum 2.0\n"), error
+
+
+def test_a_rank_that_does_not_come_is_named() -> None:
+    store = torch.distributed.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    with pytest.raises(RuntimeError, match=r"rank 1 has not come within 0\.1 s"):
+        meet(store, 0, 2, 0.1)
+    with pytest.raises(RuntimeError):
+        meet(store, 1, 2, 0.1)
 
 
 def test_a_missing_engine_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

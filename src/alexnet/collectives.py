@@ -33,6 +33,9 @@ from torch import Tensor
 
 FAILED = 1  # exit code of the ranks that another one's failure ends
 
+# The same under the name that PyTorch has for it since 2.14.
+_all_gather = getattr(dist, "all_gather_single", dist.all_gather_into_tensor)
+
 
 class RankFailed(Exception):
     """An exchange failed: another rank has died, or the network between them."""
@@ -129,9 +132,7 @@ class Group:
         if len(set(counts)) == 1:
             finish = self._start(
                 name,
-                lambda: dist.all_gather_into_tensor(
-                    received, flat, group=self.engine, async_op=True
-                ),
+                lambda: _all_gather(received, flat, group=self.engine, async_op=True),
                 _bytes(sent) * (self.size - 1),
             )
         else:

@@ -31,9 +31,11 @@ from typing import Any, NoReturn, TypeVar, cast
 import torch
 import torch.distributed as dist
 from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.rendezvous import rendezvous
 
 from alexnet.collectives import FAILED, Group, Journal, RankFailed, Watch
 from alexnet.errors import UserError, suggest
+from alexnet.meeting import meet
 
 Result = TypeVar("Result")
 
@@ -252,17 +254,23 @@ def start_engine(size: int, seconds: float) -> Watch:
     for name in ("RANK", "MASTER_ADDR", "MASTER_PORT"):
         if name not in os.environ:
             raise UserError(f"WORLD_SIZE is {size}, but {name} is not set; start with torchrun")
+    limit = timedelta(seconds=seconds + SPARE_SECONDS)
     try:
+        kept, rank, size = next(rendezvous("env://", timeout=limit))
+        kept.set_timeout(limit)
+        store = meet(kept, rank, size, limit.total_seconds())
         dist.init_process_group(
             "cpu:gloo,cuda:nccl" if on_gpus else "gloo",
-            timeout=timedelta(seconds=seconds + SPARE_SECONDS),
+            store=store,
+            rank=rank,
+            world_size=size,
+            timeout=limit,
         )
     except (RuntimeError, ValueError) as error:
         raise UserError(
             f"rank {rank_by_launcher()} on {socket.gethostname()}: the {size} ranks did not come "
             f"together at {os.environ['MASTER_ADDR']}: {str(error).splitlines()[0]}"
         ) from None
-    store = dist.distributed_c10d._get_default_store()
     watch = Watch(store, dist.get_rank(), size, seconds)
     watch.start()
     return watch
