@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -101,6 +102,18 @@ def test_a_run_goes_on_with_any_number_of_ranks(
     run_training(Ranks(), small_recipe(6), run, True)
     losses = fabricate.losses(run)
     assert losses == pytest.approx(fabricate.losses(one_device), abs=1e-9, rel=0)
+
+
+@pytest.mark.parametrize("way", ["data=4", "hybrid"])
+def test_four_ranks_that_go_on_end_with_the_same_bits(crew: Crew, tmp_path: Path, way: str) -> None:
+    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+    recipe = partial(small_recipe, precision="fp32")
+    crew.run(run_training, recipe(5), whole, size=4, way=way)
+    for steps in (1, 3, 5):
+        crew.run(run_training, recipe(steps), stopped, steps > 1, size=4, way=way)
+    assert fabricate.losses(stopped) == fabricate.losses(whole)
+    weights, others = load(stopped).state_dict(), load(whole).state_dict()
+    assert all(torch.equal(weights[name], weight) for name, weight in others.items())
 
 
 def test_the_first_rank_alone_writes(crew: Crew, tmp_path: Path) -> None:

@@ -1,9 +1,11 @@
 """Two columns on two ranks against one device, at full size: logits, gradients, weights, bytes.
 
-    torchrun --standalone --nproc-per-node 2 check_columns.py NETWORK fp64|fp32 [IMAGES [STEPS]]
+    torchrun --standalone --nproc-per-node 2 check_columns.py NETWORK fp64|fp32 [IMAGES [STEPS [RATE]]]
 
 Rank 0 first trains the one-device network alone, on random pictures, with dropout; then both train
-its columns from the same weights. Prints one line of JSON.
+its columns from the same weights. In fp32 rank 0 trains once more alone, from weights that are off
+by one unit in the last place: how far that carries is what rounding does here by itself. Prints one
+line of JSON.
 """
 
 import json
@@ -53,12 +55,27 @@ def learn(model, optimizer, feed, sent=None):
     return losses, first
 
 
+def apart(losses, expected):
+    return [abs(a - b) for a, b in zip(losses, expected, strict=True)]
+
+
 def furthest(found, expected):
     """Largest difference, and the largest relative to the greatest number of its tensor."""
     pairs = [(found[name], expected[name]) for name in expected]
     absolute = max(float((a - b).abs().max()) for a, b in pairs)
     relative = max(float((a - b).abs().max() / b.abs().max()) for a, b in pairs)
     return {"absolute": absolute, "relative": relative}
+
+
+def nudged(model):
+    """The weights, each off by one unit in the last place, up or down."""
+    generator = torch.Generator().manual_seed(3)
+    with torch.no_grad():
+        for weights in model.parameters():
+            ways = torch.randn(weights.shape, generator=generator, dtype=weights.dtype)
+            ways = torch.where(ways > 0, torch.inf, -torch.inf)
+            weights.copy_(torch.nextafter(weights, ways))
+    return model
 
 
 def held(model, optimizer):
@@ -70,14 +87,15 @@ def held(model, optimizer):
 
 def main():
     name, precision = sys.argv[1:3]
-    images, steps = (int(x) for x in [*sys.argv[3:5], *("4", "20")[len(sys.argv) - 3 :]])
+    given = [*sys.argv[3:], *("4", "20", "0.01")[len(sys.argv) - 3 :]]
+    images, steps, rate = int(given[0]), int(given[1]), float(given[2])
     dtype = {"fp64": torch.float64, "fp32": torch.float32}[precision]
     px = find_network(name).input_px
     torch.set_num_threads(1)
     with joined(parse("columns=2", 2), seconds=3600) as ranks:
         if ranks.speaks:
             one = fresh(name, dtype)
-            optimizer = PaperSGD(parameter_groups(one))
+            optimizer = PaperSGD(parameter_groups(one), lr=rate)
             began = time.perf_counter()
             expected_losses, expected = learn(one, optimizer, batches(px, images, steps, dtype))
             seconds = time.perf_counter() - began
@@ -86,9 +104,20 @@ def main():
                 f"{group['layer']}.{group['kind']}": optimizer.state[group["params"][0]]["velocity"]
                 for group in optimizer.param_groups
             }
+            control = {}
+            if precision == "fp32":
+                other = nudged(fresh(name, dtype))
+                nudged_optimizer = PaperSGD(parameter_groups(other), lr=rate)
+                feed = batches(px, images, steps, dtype)
+                nudged_losses, _ = learn(other, nudged_optimizer, feed)
+                control = {
+                    "losses": apart(nudged_losses, expected_losses),
+                    "weights": furthest(other.state_dict(), weights),
+                }
+                del other, nudged_optimizer
         ranks.everyone.wait("the one-device network")
         part = cut(fresh(name, dtype), ranks.columns)
-        optimizer = PaperSGD(parameter_groups(part))
+        optimizer = PaperSGD(parameter_groups(part), lr=rate)
         cut_optimizer(optimizer, part)
         part.take_share(images)
         ranks.journal.sent.clear()
@@ -127,13 +156,14 @@ def main():
                     "precision": precision,
                     "images": images,
                     "steps": steps,
+                    "rate": rate,
                     "logits": furthest({"x": first["logits"]}, {"x": expected["logits"]}),
                     "gradients": furthest(gradients, expected["gradients"]),
                     "weights": furthest(merged, weights),
                     "velocities": furthest(found_velocities, velocities),
-                    "losses": max(
-                        abs(a - b) for a, b in zip(losses, expected_losses, strict=True)
-                    ),
+                    "losses": max(apart(losses, expected_losses)),
+                    "losses_by_step": apart(losses, expected_losses),
+                    "off_by_one_ulp": control,
                     "bytes_per_image": measured,
                     "bytes_as_described": measured == described,
                     "one_device_holds": one_holds,

@@ -8,7 +8,8 @@ would pass before there is anything to kill (`--fresh` starts Python anew). Half
 at a moment drawn from the length of a whole run; the other half wait for a checkpoint that is being
 written, and strike up to some milliseconds later. A run is killed until it comes to its end, twice
 at most. `--ranks 2` trains on two ranks, started as a launcher would, by their environment;
-one of them is killed, and the other has to end by itself, or both at once.
+one of them is killed, or both at once. The other has to notice, and ends by itself; one that still
+waits for the dead to come is ended after some seconds, as a launcher does at once.
 """
 
 import argparse
@@ -46,6 +47,8 @@ TRAINING = (
     *("--set", "system.checkpoint_minutes=0.00001", "--max-steps", "12"),
 )
 
+SECONDS_TO_NOTICE = 8.0
+ENDED_BY_LAUNCHER = [0]
 MOST_KILLS = 2  # of a run: then it is left alone
 
 
@@ -147,7 +150,12 @@ def attempt(
                 time.sleep(draw.uniform(0, 0.004))
             for number in victims:
                 os.killpg(number, signal.SIGKILL)
-            killed = True
+            killed, killed_at = True, time.monotonic()
+        if killed and running and time.monotonic() - killed_at > SECONDS_TO_NOTICE:
+            for number in running:
+                os.killpg(number, signal.SIGKILL)
+            ENDED_BY_LAUNCHER[0] += 1
+            killed_at = time.monotonic()
         time.sleep(0.0005)
     return kind if killed else "", bool(half_written(run))
 
@@ -224,6 +232,7 @@ def main() -> None:
             writer.writerows(rows)
     kills = sum(row[1] + row[2] for row in rows)
     print(f"{sum(row[-1] for row in rows)} of {len(rows)} identical, {kills} kills")
+    print(f"{ENDED_BY_LAUNCHER[0]} survivors were still waiting for a rank to come, and were ended")
     shutil.rmtree(home)
 
 

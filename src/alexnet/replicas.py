@@ -49,7 +49,9 @@ class Replicas:
         learning = [name for name, w in self.module.named_parameters() if w.requires_grad]
         if learning != self._learning:
             self._learning = learning
-            self._wrapped = self._wrap() if learning else self.module
+            self._wrapped = (
+                self._wrap(images.new_zeros(1, *images.shape[1:])) if learning else self.module
+            )
         return self._wrapped(images)  # type: ignore[no-any-return]
 
     def gradients(self, images: Tensor, labels: Tensor, autocast: Autocast) -> Tensor:
@@ -60,7 +62,7 @@ class Replicas:
         loss.backward()  # type: ignore[no-untyped-call]
         return loss.detach()
 
-    def _wrap(self) -> torch.nn.Module:
+    def _wrap(self, image: Tensor) -> torch.nn.Module:
         self.group.wait("replicas begin")
         wrapped = DistributedDataParallel(
             self.module,
@@ -69,7 +71,22 @@ class Replicas:
             bucket_cap_mb=BUCKET_MB,
         )
         wrapped.register_comm_hook(self.group, _sum_bucket)
+        self._settle(wrapped, image)
         return wrapped
+
+    def _settle(self, wrapped: torch.nn.Module, image: Tensor) -> None:
+        """A pass backward whose gradients are dropped, without dropout.
+
+        After its first pass DDP puts the gradients into buckets anew, and of three ranks or more
+        the order in which a number is summed depends on its place there. So no step of a training
+        is that first pass: one that goes on does bit for bit what it would have done.
+        """
+        was_training = self.part.training
+        self.part.eval()
+        wrapped(image).sum().backward()
+        self.part.train(was_training)
+        for weights in self.module.parameters():
+            weights.grad = None
 
 
 def _sum_bucket(
