@@ -39,9 +39,9 @@ def learn_as_hybrid(ranks: Ranks, network: Network, rounds: int | None) -> dict[
         )
         found["losses"].append(ranks.everyone.sum(loss, "loss").item())
         if step == 0:
-            found["sent"] = dict(ranks.journal.sent)
-            gradients = {name: weight.grad for name, weight in part.named_parameters()}
+            gradients = {name: weight.grad.clone() for name, weight in part.named_parameters()}
             found["gradients"] = {n: part.merged(n, grad) for n, grad in gradients.items()}
+        found["sent"] = dict(ranks.journal.sent)  # of the last step: the first has more
         optimizer.step()
     part.eval()
     found["logits"] = part(images).detach()
