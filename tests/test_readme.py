@@ -6,6 +6,8 @@ import json
 import re
 import shlex
 import shutil
+import tarfile
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -75,6 +77,79 @@ def test_extract(home: Path) -> None:
     found = read_features(home / "features.parquet")
     assert found.vectors.shape == (16, 256)
     assert set(found.class_names) == set(fabricate.CLASSES)
+
+
+def test_index_and_search(home: Path) -> None:
+    (index,), (search,) = lines_of("index"), lines_of("search")
+    run(index)
+    found = json.loads(run(search, "--json").out)
+    assert len(found[0]["nearest"]) == 6
+    again = json.loads(run(search.replace("cat.jpg", "DATA/blue/0.jpg"), "--json").out)
+    nearest = again[0]["nearest"][0]
+    assert (nearest["class"], nearest["distance"]) == ("blue", pytest.approx(0.0, abs=1e-3))
+
+
+def test_evaluate(home: Path) -> None:
+    shutil.copytree(home / "runs" / "a", home / "runs" / "b")
+    (line,) = lines_of("evaluate")
+    assert "24" in run(line).out
+
+
+@pytest.mark.slow
+def test_all_of_it_on_a_network_that_knows_imagenette(
+    data_file: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Trained for three epochs on 64 pixels; fine-tuned to four of CIFAR-10's classes."""
+    with tarfile.open(data_file("imagenette.tar")) as tar:
+        tar.extractall(tmp_path / "imagenette", filter="data")
+    chosen = ("airplane", "cat", "frog", "ship")
+    with tarfile.open(data_file("cifar10.tar.gz")) as tar:
+        files = [m for m in tar if m.isfile() and Path(m.name).parent.name in chosen]
+        for member in files[::10]:
+            tar.extract(member, tmp_path / "cifar", filter="data")
+    monkeypatch.chdir(tmp_path)
+    run(f"alexnet prepare {tmp_path / 'imagenette'} nette --image-px 64")
+    run(
+        "alexnet train nette --recipe shapes --run runs/a --epochs 3 --set data.image_px=64"
+        " --set evaluate.views=1 --device cpu"
+    )
+    held_out = sorted((tmp_path / "imagenette" / "val").rglob("*.JPEG"))
+    pictures = held_out[:: len(held_out) // 100]
+    (tmp_path / "holidays").mkdir()
+    for number, path in enumerate(pictures):
+        shutil.copy(path, tmp_path / "holidays" / f"{path.parent.name}_{number}.jpg")
+    shutil.copy(pictures[0], tmp_path / "cat.jpg")
+
+    card = load("runs/a").card
+    name_of = dict(zip(card.class_ids, card.class_names, strict=True))
+    (line,) = lines_of("predict")
+    right = []
+    for views in ("1", "10"):
+        found = json.loads(run(line, "--json", "--views", views).out)
+        own = [entry for entry in found if "holidays" in entry["path"]]
+        right.append(sum(e["top5"][0]["class"] == name_of[Path(e["path"]).name[:9]] for e in own))
+    assert min(right) > len(pictures) / 3, right  # one in ten by chance
+
+    (line,) = lines_of("extract")
+    run(line.replace("DATA", "nette/val"))
+    assert read_features(tmp_path / "features.parquet").vectors.shape == (len(held_out), 256)
+
+    (index,), (search,) = lines_of("index"), lines_of("search")
+    run(index.replace("DATA", "nette/train"))
+    folder = search.replace("cat.jpg", "holidays")
+    same = [
+        near["class"] == name_of[Path(entry["path"]).name[:9]]
+        for entry in json.loads(run(folder, "--json").out)
+        for near in entry["nearest"]
+    ]
+    assert np.mean(same) > 0.25  # one in ten by chance
+
+    (line,) = lines_of("train", "--from")
+    line = line.replace("DATA", str(tmp_path / "cifar")).replace("runs/pictures", "runs/a")
+    run(line, "--epochs", "2", "--batch-size", "32", "--no-report", "--device", "cpu")
+    tuned = read_json(tmp_path / "runs" / "finetune" / "summary.json")
+    (error,) = {e["top1_error"] for e in tuned["evaluations"] if e["views"] == 1}
+    assert error < 0.6  # three in four by chance
 
 
 def test_fine_tune(home: Path) -> None:

@@ -95,7 +95,7 @@ def main():
     with joined(parse("columns=2", 2), seconds=3600) as ranks:
         if ranks.speaks:
             one = fresh(name, dtype)
-            optimizer = PaperSGD(parameter_groups(one), lr=rate)
+            optimizer = PaperSGD(parameter_groups(one, rate, 2 * rate))
             began = time.perf_counter()
             expected_losses, expected = learn(one, optimizer, batches(px, images, steps, dtype))
             seconds = time.perf_counter() - began
@@ -107,7 +107,7 @@ def main():
             control = {}
             if precision == "fp32":
                 other = nudged(fresh(name, dtype))
-                nudged_optimizer = PaperSGD(parameter_groups(other), lr=rate)
+                nudged_optimizer = PaperSGD(parameter_groups(other, rate, 2 * rate))
                 feed = batches(px, images, steps, dtype)
                 nudged_losses, _ = learn(other, nudged_optimizer, feed)
                 control = {
@@ -117,7 +117,7 @@ def main():
                 del other, nudged_optimizer
         ranks.everyone.wait("the one-device network")
         part = cut(fresh(name, dtype), ranks.columns)
-        optimizer = PaperSGD(parameter_groups(part), lr=rate)
+        optimizer = PaperSGD(parameter_groups(part, rate, 2 * rate))
         cut_optimizer(optimizer, part)
         part.take_share(images)
         ranks.journal.sent.clear()
