@@ -18,7 +18,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from alexnet import page
+from alexnet import inside, page
 from alexnet.errors import UserError
 from alexnet.files import write_json
 from alexnet.findings import (
@@ -29,6 +29,7 @@ from alexnet.findings import (
     headline_result,
     results,
 )
+from alexnet.inside import colours, excitement
 from alexnet.material import gather, read_run
 from alexnet.metrics import count_errors
 from alexnet.predictions import Predictions
@@ -39,8 +40,12 @@ NAMES = ("<b>bold</b>", 'a "b" & c', "it's, also this", "plain", "r\u00e9sum\u00
 FIGURES = {
     "learning-curves",
     "conv1-kernels",
+    "conv1-colours",
+    "exciting-pictures",
     "guesses",
+    "occlusion",
     "neighbours",
+    "reliability",
     "class-errors",
     "confusion-matrix",
 }
@@ -48,8 +53,12 @@ STORY = (
     "Results",
     "Learning",
     "What the first layer looks for",
+    "Light and dark, or colour",
+    "What excites its units",
     "What it says of pictures that it has not seen",
+    "Where the label lies",
     "What it finds alike",
+    "How sure it is",
     "Errors by class",
     "What it takes for what",
     "Settings",
@@ -297,7 +306,28 @@ def test_a_data_set_that_is_gone_leaves_the_figures_that_need_no_pictures(copied
     text = Page(write_report(copied)).text
     assert "The data set cannot be opened: gone is not there" in text
     figures = {path.stem for path in (copied / "figures").iterdir()}
-    assert figures == FIGURES - {"guesses", "neighbours"}
+    assert figures == FIGURES - {"exciting-pictures", "guesses", "occlusion", "neighbours"}
+
+
+def test_without_a_network_the_page_has_what_the_predictions_say(copied: Path) -> None:
+    (copied / "model.safetensors").unlink()
+    for path in copied.glob("predictions_*.npz"):
+        replace(Predictions.load(path), weights_sha256="").save(path)
+    text = Page(write_report(copied)).text
+    assert text.count("There is no model.safetensors yet") == 5
+    figures = {path.stem for path in (copied / "figures").iterdir()}
+    assert {"guesses", "reliability", "class-errors"} <= figures
+    assert not {"conv1-colours", "exciting-pictures", "occlusion"} & figures
+
+
+def test_without_predictions_the_page_has_what_the_network_says(copied: Path) -> None:
+    for path in copied.glob("predictions_*.npz"):
+        path.unlink()
+    text = Page(write_report(copied)).text
+    assert "No predictions are saved" in text
+    figures = {path.stem for path in (copied / "figures").iterdir()}
+    assert {"conv1-colours", "exciting-pictures", "neighbours"} <= figures
+    assert not {"occlusion", "reliability"} & figures
 
 
 def test_data_that_cannot_be_opened_are_an_error_when_they_were_asked_for(copied: Path) -> None:
@@ -373,6 +403,35 @@ def test_with_five_classes_or_fewer_the_page_says_that_top5_says_nothing(tmp_pat
     environment = {"dataset": {"name": "mine", "classes": 4}}
     run = bare(tmp_path / "run", environment=environment, summary={"evaluations": [found]})
     assert "Five guesses cover all 4 classes" in Page(write_report(run)).text
+
+
+def test_the_page_says_how_sure_the_network_is(reported: Path, whole: Page) -> None:
+    predictions = read_run(reported).predictions["val", 10]
+    sure = f"{100 * predictions.probabilities.max(1).mean():.1f} % sure on average"
+    assert sure in whole.text
+    own = predictions.probabilities[np.arange(len(predictions.labels)), predictions.labels]
+    assert f"{-np.log(own.astype(float)).mean():.3f}" in whole.text  # the log loss
+
+
+def test_a_network_of_one_column_says_that_none_can_part_by_colour(copied: Path) -> None:
+    material = gather(read_run(copied), None)
+    assert material.model is not None
+    assert "The columns differ in colour" in colours(material)
+    material.model.network = replace(material.model.network, columns=1)
+    markup = colours(material)
+    assert "The network has one column" in markup
+    assert "column 1" not in markup
+
+
+def test_a_large_network_looks_at_fewer_pictures(
+    copied: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    material = gather(read_run(copied), None)
+    assert material.model is not None
+    assert "Of all 6 pictures of val" in excitement(material)
+    macs = sum(shape.macs for shape in material.model.shapes.values())
+    monkeypatch.setattr(inside, "LOOKING_MACS", 4 * macs)
+    assert "Of 3 pictures of val" in excitement(material)
 
 
 # The choice of pictures

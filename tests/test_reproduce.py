@@ -16,6 +16,7 @@ import torch
 from alexnet import campaign, claims, costs, judging, reproduction, trials
 from alexnet.claims import CLAIMS, Claim, find_claim
 from alexnet.errors import UserError
+from alexnet.findings import colour_index
 from alexnet.networks import NETWORKS
 from alexnet.reproducing import budget_seconds
 from alexnet.scales import Scale, scale_of
@@ -365,19 +366,16 @@ def test_columns_part_by_colour_when_one_has_it_and_the_other_not() -> None:
     draw = np.random.default_rng(0)
     light = np.repeat(draw.normal(size=(16, 1, 5, 5)), 3, axis=1)
     colourful = draw.normal(size=(16, 3, 5, 5))
-    parted = trials.colour_index(np.concatenate([light, colourful]), 0)
-    assert parted["halves"] == [pytest.approx(0, abs=1e-9), pytest.approx(2 / 3, abs=0.05)]
-    assert parted["parted_p"] < 0.01
-    alike = trials.colour_index(draw.normal(size=(32, 3, 5, 5)), 0)
-    assert alike["parted_p"] > 0.05
+    parted = colour_index(np.concatenate([light, colourful]), 0)
+    assert parted.halves == (pytest.approx(0, abs=1e-9), pytest.approx(2 / 3, abs=0.05))
+    assert parted.parted_p < 0.01
+    alike = colour_index(draw.normal(size=(32, 3, 5, 5)), 0)
+    assert alike.parted_p > 0.05
 
 
 def test_random_kernels_part_in_one_run_of_twenty() -> None:
     draw = np.random.default_rng(1)
-    parted = [
-        trials.colour_index(draw.normal(size=(16, 3, 3, 3)), 0)["parted_p"] < 0.05
-        for _ in range(60)
-    ]
+    parted = [colour_index(draw.normal(size=(16, 3, 3, 3)), 0).parted_p < 0.05 for _ in range(60)]
     assert 1 <= sum(parted) <= 8
 
 

@@ -1,10 +1,11 @@
 """The parts of a report that show pictures: Figures 3 and 4 of the paper, and the mistakes.
 
 Each function makes one section of the page and leaves its figure in RUN/figures. What cannot be
-shown leaves a line that says why. Not here: the choice of pictures (`findings.py`) and how a figure
-is drawn (`figures.py`).
+shown leaves a line that says why. Not here: what looks inside the network (`inside.py`), the choice
+of pictures (`findings.py`) and how a figure is drawn (`figures.py`).
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -12,6 +13,7 @@ import numpy as np
 import torch
 
 from alexnet import figures, page
+from alexnet.calibration import Calibration, calibration
 from alexnet.dataset import Split
 from alexnet.drawing import inline_svg, save
 from alexnet.errors import UserError
@@ -27,7 +29,7 @@ from alexnet.findings import (
     worst_first,
 )
 from alexnet.material import Material
-from alexnet.metrics import TOP_K
+from alexnet.metrics import TOP_K, wilson_interval
 from alexnet.model import AlexNet
 from alexnet.page import percent, text, views_in_words
 from alexnet.predictions import ClassErrors, Confusion, Predictions, most_confused, per_class_errors
@@ -57,8 +59,7 @@ def kernels(material: Material) -> str:
     kicker = "What the first layer looks for"
     if material.model is None:
         return page.section(kicker, "", page.missing(material.why["model"]))
-    weights = material.model.get_parameter("conv1.weight").detach().float().numpy()  # (O, 3, k, k)
-    columns = material.model.network.columns
+    weights, columns = conv1_weights(material.model), material.model.network.columns
     shares = colour_share(weights, columns)
     statement = _kernel_statement(shares)
     figure = figures.conv1_kernels(weights, columns, title=statement)
@@ -80,6 +81,11 @@ def kernels(material: Material) -> str:
             "other colour."
         )
     return page.section(kicker, statement, page.about(words), *blocks)
+
+
+def conv1_weights(model: AlexNet) -> np.ndarray:
+    """(O, 3, k, k) float32, wherever the model lies."""
+    return model.get_parameter("conv1.weight").detach().float().cpu().numpy()
 
 
 def _kernel_block(part: np.ndarray, name: str, share: float) -> str:
@@ -112,7 +118,7 @@ def guesses(material: Material) -> str:
     kicker = "What it says of pictures that it has not seen"
     predictions, split = material.predictions, material.split
     if predictions is None or split is None:
-        return page.section(kicker, "", page.missing(_no_pictures(material)))
+        return page.section(kicker, "", page.missing(no_pictures(material)))
     right = guessed_classes(predictions) == predictions.labels
     chosen = choose_right_and_wrong(
         predictions.labels, right, count=GUESSES_SHOWN, seed=material.run.seed
@@ -133,7 +139,8 @@ def guesses(material: Material) -> str:
     return page.section(kicker, statement, page.about(words, markup=key), body)
 
 
-def _no_pictures(material: Material) -> str:
+def no_pictures(material: Material) -> str:
+    """Why the predicted pictures cannot be shown."""
     return material.why.get("predictions") or material.why["data"]
 
 
@@ -278,6 +285,59 @@ def _captioned(picture: np.ndarray, label: str, kind: str) -> str:
 
 
 # Mistakes
+
+
+def sureness(material: Material) -> str:
+    """Calibration: whether it is right as often as it is sure, in each bin of confidence."""
+    kicker = "How sure it is"
+    if material.predictions is None:
+        return page.section(kicker, "", page.missing(material.why["predictions"]))
+    found = calibration(material.predictions, seed=material.run.seed)
+    if found is None:
+        return page.section(kicker, "", page.missing("Its probabilities are not finite."))
+    statement = _sureness_statement(found)
+    save(figures.reliability(found, title=statement), material.figures, "reliability")
+    wide = inline_svg(figures.reliability(found), "reliability", statement)
+    narrow = inline_svg(figures.reliability(found, narrow=True), "reliability-narrow", statement)
+    low, high = found.by_chance
+    guess = math.log(len(material.class_names))
+    words = (
+        f"Pictures by the probability of their first guess, in {len(found.bins)} equal bins, each "
+        f"with its 95 % interval; {views_in_words(material.predictions.views)}. The expected "
+        f"calibration error, {percent(found.expected_error, found.images)}, is the gap between "
+        "sure and right, averaged over the pictures; a network without any gap would show "
+        f"{page.interval(low, high, found.images)} by chance, with so many. Log loss is the mean "
+        f"of -ln of the right label's probability; a guess costs {guess:.3f}."
+    )
+    table = _sureness_table(material)
+    return page.section(kicker, statement, page.about(words), page.chart(wide, narrow), table)
+
+
+def _sureness_statement(found: Calibration) -> str:
+    sure, right = (
+        percent(value, found.images) for value in (found.confidence, found.right / found.images)
+    )
+    low, high = wilson_interval(found.right, found.images)
+    if found.confidence > high:
+        return f"It is surer than it is right: {sure} sure on average, {right} right"
+    if found.confidence < low:
+        return f"It is right more often than it is sure: {right} right, {sure} sure on average"
+    return f"It is as sure as it is right: {sure} sure on average, {right} right"
+
+
+def _sureness_table(material: Material) -> str:
+    """One row for each evaluation whose predictions were saved."""
+    rows = []
+    for (split, views), predictions in sorted(material.run.predictions.items()):
+        if (found := calibration(predictions, seed=material.run.seed)) is None:
+            continue
+        shares = (found.confidence, found.right / found.images, found.expected_error)
+        numbers = [percent(value, found.images) for value in shares]
+        rows.append(
+            [text(split), str(views), f"{found.images:,}", *numbers, f"{found.log_loss:.3f}"]
+        )
+    heads = ["split", "views>", "pictures>", "sure>", "right>", "calibration error>", "log loss>"]
+    return page.table(heads, rows, kind="sureness")
 
 
 def classes(material: Material) -> str:

@@ -1,8 +1,9 @@
-"""The figures of a network: conv1 kernels (Figure 3), guesses and neighbours (Figure 4), errors.
+"""The figures of a run: conv1 kernels (Figure 3), guesses and neighbours (Figure 4), errors.
 
 Every function takes arrays and returns a matplotlib Figure; nothing is read or saved. Titles are
 the caller's, who knows what the figure shows. Not here: how a figure looks and is saved
-(`drawing.py`), the learning curves (`curves.py`) and the page around them (`exhibits.py`).
+(`drawing.py`), the learning curves (`curves.py`), what needs the network beside its weights
+(`inside_figures.py`) and the page around them (`exhibits.py`).
 """
 
 from collections.abc import Sequence
@@ -11,9 +12,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
+from alexnet.calibration import Calibration
 from alexnet.drawing import COLOURS, INK, LINE, MARGIN, NARROW, SOFT, WIDTH, canvas, chart, style
 from alexnet.findings import Guess, Neighbours, worst_first
 from alexnet.metrics import wilson_interval
+from alexnet.page import short
 from alexnet.predictions import ClassErrors
 
 if TYPE_CHECKING:
@@ -61,7 +64,7 @@ def conv1_kernels(kernels: np.ndarray, columns: int, *, title: str = "") -> "Fig
         for number, (grid, tall) in enumerate(zip(grids, heights, strict=True)):
             if heading:
                 axes.text(MARGIN, top + 0.13, f"column {number}", va="center", color=SOFT)
-            _place(axes, grid, MARGIN, top + heading, width, tall)
+            put(axes, grid, MARGIN, top + heading, width, tall)
             top += heading + tall + MARGIN
     return figure
 
@@ -76,10 +79,12 @@ def first_name(class_name: str, at_most: int = 26) -> str:
 
 
 def thumbnail(picture: np.ndarray, at_most_px: int) -> np.ndarray:
-    """A square picture (S, S, 3) uint8, smoothly made smaller when it is larger than that."""
-    if picture.shape[0] <= at_most_px:
+    """A picture (h, w, 3) uint8, smoothly made smaller when its longer side is above that."""
+    longer = max(picture.shape[:2])
+    if longer <= at_most_px:
         return picture
-    small = Image.fromarray(picture).resize((at_most_px, at_most_px), Image.Resampling.LANCZOS)
+    height, width = (max(1, round(px * at_most_px / longer)) for px in picture.shape[:2])
+    small = Image.fromarray(picture).resize((width, height), Image.Resampling.LANCZOS)
     return np.asarray(small)
 
 
@@ -95,7 +100,7 @@ def guesses(shown: Sequence[Guess], *, title: str = "") -> "Figure":
         figure, axes = canvas(width, down * rows - 0.3 + 2 * MARGIN, title)
         for index, guess in enumerate(shown):
             left, top = MARGIN + across * (index % per_row), MARGIN + down * (index // per_row)
-            _place(axes, guess.picture, left, top, side, side)
+            put(axes, guess.picture, left, top, side, side)
             name = first_name(guess.label)
             middle = left + side / 2, top + side + 0.2
             axes.text(*middle, name, ha="center", va="center", fontsize=10, fontweight="bold")
@@ -135,12 +140,12 @@ def neighbours(rows: Sequence[Neighbours], *, title: str = "") -> "Figure":
         figure, axes = canvas(WIDTH, down * len(rows) + MARGIN, title)
         for number, row in enumerate(rows):
             top = MARGIN + down * number
-            _place(axes, thumbnail(row.picture, NEIGHBOUR_PX), MARGIN, top, side, side)
+            put(axes, thumbnail(row.picture, NEIGHBOUR_PX), MARGIN, top, side, side)
             below = top + side + 0.13
             axes.text(MARGIN, below, first_name(row.label, 20), va="center", fontweight="bold")
             for place, (picture, label) in enumerate(zip(row.pictures, row.labels, strict=True)):
                 left = MARGIN + side + apart + place * (side + gap)
-                _place(axes, thumbnail(picture, NEIGHBOUR_PX), left, top, side, side)
+                put(axes, thumbnail(picture, NEIGHBOUR_PX), left, top, side, side)
                 same = label == row.label
                 axes.text(
                     left,
@@ -154,9 +159,10 @@ def neighbours(rows: Sequence[Neighbours], *, title: str = "") -> "Figure":
     return figure
 
 
-def _place(
+def put(
     axes: "Axes", picture: np.ndarray, left: float, top: float, width: float, height: float
 ) -> None:
+    """Draw a picture into a rectangle of a canvas, in inches."""
     extent = (left, left + width, top + height, top)
     axes.imshow(picture, extent=extent, interpolation="nearest", aspect="auto")
 
@@ -244,4 +250,57 @@ def confusion_matrix(counts: np.ndarray, names: Sequence[str], *, title: str = "
         for edge in np.arange(size + 1) - 0.5:
             axes.axhline(edge, color=LINE, linewidth=0.6, zorder=3)
             axes.axvline(edge, color=LINE, linewidth=0.6, zorder=3)
+    return figure
+
+
+def reliability(found: Calibration, *, narrow: bool = False, title: str = "") -> "Figure":
+    """How often it is right by how sure it is, with 95 % intervals; below, how many pictures."""
+    shown = [entry for entry in found.bins if entry.images]
+    sure = 100 * np.array([entry.confidence for entry in shown])
+    right = 100 * np.array([entry.accuracy for entry in shown])
+    ends = [wilson_interval(entry.right, entry.images) for entry in shown]
+    low, high = 100 * np.array(ends).T
+    with style():
+        figure = chart(NARROW if narrow else 6.2, 4.9 if narrow else 5.4, title)
+        upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(3.4, 1))
+        upper.plot((0, 100), (0, 100), color=SOFT, linewidth=1, linestyle=(0, (4, 3)))
+        upper.text(
+            *(94, 91),
+            "as sure as right",
+            rotation=45,
+            rotation_mode="anchor",
+            transform_rotates_text=True,
+            ha="right",
+            va="top",
+            color=SOFT,
+            fontsize=8.5,
+        )
+        upper.vlines(sure, low, high, color=INK, linewidth=1.1)
+        upper.plot(sure, right, "o", color=COLOURS["blue"], markersize=6.5, clip_on=False, zorder=3)
+        upper.set(xlim=(0, 100), ylim=(0, 100), ylabel="right at the first guess")
+        upper.yaxis.set_major_formatter("{x:g} %")
+        upper.grid(axis="both")
+        for entry in found.bins:
+            centre, width = 50 * (entry.low + entry.high), 100 * (entry.high - entry.low)
+            lower.bar(centre, entry.images, 0.86 * width, color=COLOURS["sky"])
+            number = f"{entry.images:,}" if entry.images < 10_000 else short(entry.images)
+            lower.annotate(
+                number,
+                (centre, entry.images),
+                (0, 2),
+                textcoords="offset points",
+                ha="center",
+                va="bottom",
+                color=SOFT,
+                fontsize=8,
+            )
+        lower.set(
+            ylim=(0, 1.25 * max(entry.images for entry in shown)),
+            yticks=(),
+            ylabel="pictures",
+            xlabel="how sure it is: the probability of its first guess",
+        )
+        lower.xaxis.set_major_formatter("{x:g} %")
+        lower.set_xticks(range(0, 101, 20))
+        lower.spines["left"].set_visible(False)
     return figure

@@ -15,6 +15,8 @@ from alexnet.metrics import ErrorCount, count_errors, label_ranks
 from alexnet.predictions import ClassErrors, Predictions
 from alexnet.randomness import permutation
 
+SPLITS_DRAWN = 1000  # random halves of the kernels that two columns are compared with
+
 
 @dataclass(frozen=True)
 class Result:
@@ -80,6 +82,32 @@ def colour_share(kernels: np.ndarray, columns: int) -> list[float]:
         energy = float((part**2).sum())
         shares.append(float((colour**2).sum()) / energy if energy else math.nan)
     return shares
+
+
+@dataclass(frozen=True)
+class ColourIndex:
+    """How far two halves of conv1's kernels part into colour and light and dark.
+
+    The share of energy that is colour, of each kernel and of each half (nan: all weights are 0),
+    and how often a random half differs from the rest at least as much: under 0.05 the halves are
+    parted more than by chance.
+    """
+
+    kernels: tuple[float, ...]
+    halves: tuple[float, float]
+    parted_p: float
+
+
+def colour_index(kernels: np.ndarray, seed: int) -> ColourIndex:
+    """Kernels (O, 3, k, k), the first half those of column 0; `seed` draws the random halves."""
+    each = tuple(colour_share(kernel[None], 1)[0] for kernel in kernels)
+    first, second = colour_share(kernels, 2)
+    chance = np.random.default_rng(seed)
+    at_least = 0
+    for _ in range(SPLITS_DRAWN):
+        one, other = colour_share(kernels[chance.permutation(len(kernels))], 2)
+        at_least += not abs(one - other) < abs(first - second)  # nan parts nothing
+    return ColourIndex(each, (first, second), (at_least + 1) / (SPLITS_DRAWN + 1))
 
 
 @dataclass(frozen=True)

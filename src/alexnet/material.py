@@ -17,9 +17,9 @@ from alexnet.dataset import PackedDataset, Split, open_packed
 from alexnet.errors import UserError
 from alexnet.files import read_json, sha256_of
 from alexnet.log import read_log
-from alexnet.model import AlexNet
 from alexnet.opening import open_dataset
 from alexnet.predictions import Predictions
+from alexnet.trained import TrainedAlexNet
 from alexnet.weights import load
 
 Event = dict[str, Any]
@@ -76,7 +76,7 @@ class Material:
     predictions: Predictions | None  # those of the most views, of the test split if there are any
     dataset: PackedDataset | None
     split: Split | None  # the pictures of `predictions`
-    model: AlexNet | None
+    model: TrainedAlexNet | None
     why: dict[str, str]
 
     @property
@@ -181,7 +181,7 @@ def gather(run: Run, data: str | None) -> Material:
     return Material(run, best, dataset, split, model, why)
 
 
-def _load_model(run: Run, why: dict[str, str]) -> AlexNet | None:
+def _load_model(run: Run, why: dict[str, str]) -> TrainedAlexNet | None:
     path = run.path / "model.safetensors"
     if not path.exists():
         why["model"] = "There is no model.safetensors yet: training writes it at its end."
@@ -194,7 +194,7 @@ def _load_model(run: Run, why: dict[str, str]) -> AlexNet | None:
 
 
 def _open_data(
-    run: Run, model: AlexNet | None, data: str | None, why: dict[str, str]
+    run: Run, model: TrainedAlexNet | None, data: str | None, why: dict[str, str]
 ) -> PackedDataset | None:
     if data is not None:
         image_px = _section(run.recipe, "data").get("image_px", 256)

@@ -1,9 +1,10 @@
 """The page about one training: RUN/report.html, and RUN/figures (Figures 3 and 4 of the paper).
 
-It tells the run in order: what came out, how it was learned, what the first layer looks for, what
-the network says of pictures and finds alike (Section 6.1), where it goes wrong, and how all of it
-was made. What a run does not have leaves a line that says so. Not here: the sections with pictures
-(`exhibits.py`), the numbers (`findings.py`) and the parts of a page (`page.py`).
+It tells the run in order: what came out, how it was learned, what the first layer looks for and
+what excites later ones, what the network says of pictures, by what in them, and finds alike
+(Section 6.1), how sure it is, where it goes wrong, and how all of it was made. What a run does not
+have leaves a line that says so. Not here: the sections with pictures (`exhibits.py`, `inside.py`),
+the numbers (`findings.py`, `calibration.py`) and the parts of a page (`page.py`).
 """
 
 import json
@@ -18,9 +19,18 @@ from alexnet.config import differences, from_dict
 from alexnet.curves import Curves, curves, learning_curves
 from alexnet.drawing import inline_svg, save
 from alexnet.errors import UserError
-from alexnet.exhibits import Progress, classes, confusions, guesses, kernels, neighbours
+from alexnet.exhibits import (
+    Progress,
+    classes,
+    confusions,
+    guesses,
+    kernels,
+    neighbours,
+    sureness,
+)
 from alexnet.files import write_text
 from alexnet.findings import Result, headline_result, results
+from alexnet.inside import colours, excitement, occlusions
 from alexnet.large_batch import departures
 from alexnet.material import Material, Run, gather, read_run
 from alexnet.metrics import TOP_K, wilson_interval
@@ -59,8 +69,12 @@ def write_report(run: Path, *, data: str | None = None, progress: Progress | Non
         _results(material, found),
         _learning(material),
         kernels(material),
+        colours(material),
+        excitement(material),
         guesses(material),
+        occlusions(material),
         neighbours(material, progress),
+        sureness(material),
         classes(material),
         confusions(material),
         _settings(material),

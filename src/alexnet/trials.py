@@ -28,7 +28,7 @@ from alexnet import averaging, baselines, checkpoint
 from alexnet.config import EvaluateConfig, Recipe, diff
 from alexnet.dataset import PackedDataset
 from alexnet.evaluate import predictions_path
-from alexnet.findings import colour_share
+from alexnet.findings import colour_index
 from alexnet.log import environment, read_log
 from alexnet.model import AlexNet, build
 from alexnet.networks import Conv, Full
@@ -47,7 +47,6 @@ Line = dict[str, Any]
 TRAIN_PICTURES = 10_000  # over which the training error is counted at the end, at most
 LEFT_CHANCE = 0.95  # of ln(classes): a smoothed loss below it has left chance
 LOSS_MEMORY_STEPS = 10
-SPLITS_DRAWN = 1000  # random halves of the kernels that two columns are compared with
 NEIGHBOURS = 6  # Figure 4
 # What decides how fast and where, but not what comes out.
 NOT_DECISIVE = (
@@ -220,7 +219,7 @@ def _measured(run: Path, dataset: PackedDataset, recipe: Recipe) -> Line:
     some = first_of(dataset.splits["train"], EvaluateConfig(train_pictures=TRAIN_PICTURES))
     preprocessing = model.card.preprocessing
     kernels = model.get_parameter("conv1.weight").detach().float().cpu().numpy()
-    found: Line = {"colour": colour_index(kernels, recipe.system.seed)}
+    found: Line = {"colour": _colours(kernels, recipe.system.seed)}
     if recipe.evaluate.train_pictures:
         predictions = predict(
             model,
@@ -235,21 +234,14 @@ def _measured(run: Path, dataset: PackedDataset, recipe: Recipe) -> Line:
     return found
 
 
-def colour_index(kernels: np.ndarray, seed: int) -> Line:
-    """How far two halves of conv1's kernels (O, 3, k, k) part into colour and light and dark.
-
-    For each kernel and each half the share of energy that is colour, and how often a random half
-    differs from the rest at least as much: under 0.05 the halves are parted more than by chance.
-    """
-    each = [round(colour_share(kernel[None], 1)[0], 4) for kernel in kernels]
-    first, second = colour_share(kernels, 2)
-    chance = np.random.default_rng(seed)
-    at_least = 0
-    for _ in range(SPLITS_DRAWN):
-        one, other = colour_share(kernels[chance.permutation(len(kernels))], 2)
-        at_least += abs(one - other) >= abs(first - second)
-    p = (at_least + 1) / (SPLITS_DRAWN + 1)
-    return {"kernels": each, "halves": [first, second], "parted_p": p}
+def _colours(kernels: np.ndarray, seed: int) -> Line:
+    """`findings.colour_index`, as it stands in a line."""
+    found = colour_index(kernels, seed)
+    return {
+        "kernels": [round(share, 4) for share in found.kernels],
+        "halves": list(found.halves),
+        "parted_p": found.parted_p,
+    }
 
 
 def _of_log(run: Path, dataset: PackedDataset) -> Line:
