@@ -102,7 +102,9 @@ def occlusion_picture(
     crop = seen_part(model, pixels).astype(np.float32)
     lost = np.clip(probability - map, 0, None)
     share = torch.from_numpy(lost / max(float(lost.max()), 1e-9))[None, None]
-    weight = torch.nn.functional.interpolate(share, crop.shape[:2], mode="bicubic")[0, 0]
+    weight = torch.nn.functional.interpolate(
+        share, crop.shape[:2], mode="bicubic", align_corners=True
+    )[0, 0]  # the outermost squares are centred on the border
     shown = weight.clamp(0, 1).numpy()[:, :, None]
     grey = crop.mean(axis=2, keepdims=True) * 0.35 + 150
     warm = np.array([230, 97, 1], np.float32)  # where it matters most, tinted
