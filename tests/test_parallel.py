@@ -4,12 +4,14 @@ told in one line.
 Most with four processes over loopback that stay (`ranks.Crew`); torchrun itself at the end.
 """
 
+import json
 import os
 import subprocess
 import sys
 import time
 from functools import partial
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -17,13 +19,14 @@ import torch
 from rich.console import Console
 
 import fabricate
-from alexnet import checkpoint, parallel
+from alexnet import checkpoint, collectives, parallel
 from alexnet.config import Recipe, diff
 from alexnet.errors import UserError
 from alexnet.meeting import meet
 from alexnet.parallel import Plan, Ranks, parse
 from alexnet.predictions import mean_over_views
 from alexnet.step import start
+from alexnet.stopping import Interrupted
 from alexnet.train import train
 from alexnet.weights import load
 from ranks import Crew
@@ -102,6 +105,23 @@ def test_a_run_goes_on_with_any_number_of_ranks(
     run_training(Ranks(), small_recipe(6), run, True)
     losses = fabricate.losses(run)
     assert losses == pytest.approx(fabricate.losses(one_device), abs=1e-9, rel=0)
+
+
+def leave_in_an_evaluation(ranks: Ranks, recipe: Recipe, run: Path) -> None:
+    fails = mock.patch("alexnet.train._evaluate", side_effect=ZeroDivisionError)
+    with fails, pytest.raises(ZeroDivisionError):
+        run_training(ranks, recipe, run)
+
+
+def test_ranks_that_are_killed_in_an_evaluation_lose_no_step(
+    crew: Crew, tmp_path: Path, one_device: Path
+) -> None:
+    run = tmp_path / "run"
+    crew.run(leave_in_an_evaluation, small_recipe(), run, way="data=2")
+    saved = checkpoint.load_newest(run / "checkpoints", print)
+    assert (saved["step"], saved["owes_evaluation"]) == (4, True)  # the first epoch
+    crew.run(run_training, small_recipe(), run, True, way="data=2")
+    assert_same_run(run, one_device)
 
 
 @pytest.mark.parametrize("way", ["data=4", "hybrid"])
@@ -335,6 +355,50 @@ def test_ranks_that_start_again_do_not_meet_what_the_dead_have_left(tmp_path: Pa
     for rank in ranks:
         out, error = rank.communicate(timeout=100)
         assert (rank.returncode, out) == (0, "sum 2.0\n"), error
+
+
+def test_ranks_that_are_for_different_things_say_so_at_once(tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import os\n"
+        "from alexnet.parallel import joined, parse\n"
+        "way = ('columns=2', 'data=2')[int(os.environ['RANK'])]\n"
+        "with joined(parse(way, 2), seconds=30, resume=False):\n"
+        "    pass\n"
+    )
+    (line,) = told(torchrun(script))
+    assert "rank 1 disagrees with rank 0 about the parallel" in line
+    assert "'data=2' there and 'columns=2' here" in line
+
+
+def test_memory_that_is_not_there_is_no_failure_of_the_network() -> None:
+    with pytest.raises(MemoryError), collectives._explained("an exchange"):
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to")
+    told = pytest.raises(collectives.RankFailed, match="'an exchange' failed: gone")
+    with told, collectives._explained("an exchange"):
+        raise RuntimeError("gone")
+
+
+def test_several_ranks_are_told_how_all_of_them_go_on() -> None:
+    said = str(Interrupted(15, Path("runs/two"), 4, "columns=2,data=2"))
+    assert said.endswith(
+        "torchrun --nproc-per-node 4 -m -- alexnet train --resume --run runs/two "
+        "--parallel columns=2,data=2"
+    )
+
+
+@pytest.mark.slow
+def test_ranks_share_the_pictures_that_are_predicted(tmp_path: Path) -> None:
+    assert (
+        fabricate.alexnet(*fabricate.SHAPES, "--max-steps", "2", "--run", tmp_path / "a").code == 0
+    )
+    fabricate.pictures(tmp_path / "pictures", per_class=3)
+    line = ("predict", tmp_path / "a", tmp_path / "pictures", "--json", "--device", "cpu")
+    alone = json.loads(fabricate.alexnet(*line).out)
+    several = json.loads(torchrun("-m", "--", "alexnet", *line).stdout)
+    assert [entry["path"] for entry in several] == [entry["path"] for entry in alone]
+    for one, other in zip(several, alone, strict=True):
+        assert [g["class"] for g in one["top5"]] == [g["class"] for g in other["top5"]]
 
 
 def test_a_rank_that_does_not_come_is_named() -> None:

@@ -84,7 +84,8 @@ def test_index_and_search(home: Path) -> None:
     run(index)
     found = json.loads(run(search, "--json").out)
     assert len(found[0]["nearest"]) == 6
-    again = json.loads(run(search.replace("cat.jpg", "DATA/blue/0.jpg"), "--json").out)
+    known = sorted((home / "DATA" / "blue").iterdir())[0]
+    again = json.loads(run(search.replace("cat.jpg", str(known)), "--json").out)
     nearest = again[0]["nearest"][0]
     assert (nearest["class"], nearest["distance"]) == ("blue", pytest.approx(0.0, abs=1e-3))
 

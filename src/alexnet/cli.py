@@ -199,18 +199,19 @@ def train(
     chosen = check(_with_flags(asked, flags, lr, set_))
     if resume:
         begun.check_resumable(asked, chosen, recipe)
-    with _ranks(parallel, chosen) as ranks:
+    asked_alike = {"resume": resume, "repeat": str(repeat), "run": str(run)}
+    with _ranks(parallel, chosen, **asked_alike) as ranks:
         summary = _train_and_report(asked, chosen, run, resume, repeat, no_report, json_, ranks)
         if json_ and ranks.speaks:
             print(json.dumps(summary))
 
 
 @contextlib.contextmanager
-def _ranks(parallel: str | None, recipe: "Recipe") -> "Iterator[Ranks]":
+def _ranks(parallel: str | None, recipe: "Recipe", **asked: Any) -> "Iterator[Ranks]":
     from alexnet.parallel import joined, parse, world_size
 
     plan = parse(parallel, world_size())
-    with joined(plan, seconds=recipe.system.collective_seconds) as ranks:
+    with joined(plan, seconds=recipe.system.collective_seconds, **asked) as ranks:
         yield ranks
 
 

@@ -42,7 +42,13 @@ def bench_scaling(
         )
     if images_per_second:
         found = _foresee(
-            network, devices, batch_size, images_per_second, link_gb_per_s, batch_for_each
+            network,
+            devices,
+            batch_size,
+            images_per_second,
+            link_gb_per_s,
+            batch_for_each,
+            precision,
         )
     else:
         found = _measure(network, devices, batch_size, precision)
@@ -59,17 +65,27 @@ def _foresee(
     images_per_second: float,
     link_gb_per_s: float,
     batch_for_each: bool,
+    precision: str,
 ) -> dict[str, Any]:
     from alexnet.bench_scaling import foresee
     from alexnet.scaling import Link, Speed
 
     link = Link(LATENCY_SECONDS, link_gb_per_s * 1e9)
     speed = Speed(0.0, 1 / images_per_second)
-    plans = foresee(network, devices, batch_size, speed, link, strict=not batch_for_each)
+    plans = foresee(
+        network,
+        devices,
+        batch_size,
+        speed,
+        link,
+        strict=not batch_for_each,
+        activation_bytes=2 if precision == "bf16" else 4,
+    )
     return {
         "network": network,
         "images_per_second_of_one": images_per_second,
         "link_gb_per_s": link_gb_per_s,
+        "precision": precision,
         "plans": [plan.as_json() for plan in plans],
     }
 

@@ -33,6 +33,8 @@ from torch import Tensor
 
 FAILED = 1  # exit code of the ranks that another one's failure ends
 
+SPARE_SECONDS = 10.0  # that a rank gives the store to answer, after its time limit
+
 # The same under the name that PyTorch has for it since 2.14.
 _all_gather = getattr(dist, "all_gather_single", dist.all_gather_into_tensor)
 
@@ -266,8 +268,16 @@ def _explained(name: str) -> Any:
     except torch.OutOfMemoryError:
         raise
     except RuntimeError as error:
+        if is_out_of_memory(error):
+            raise MemoryError from error
         reason = str(error).splitlines()[0]
         raise RankFailed(f"the exchange {name!r} failed: {reason}") from error
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether PyTorch had none left: on a CPU it says so with a plain RuntimeError."""
+    words = ("can't allocate memory", "not enough memory", "Cannot allocate memory")
+    return isinstance(error, MemoryError) or any(word in str(error) for word in words)
 
 
 def _memory_format(x: Tensor) -> torch.memory_format:
@@ -308,10 +318,12 @@ class Watch(threading.Thread):
         self.store, self.rank, self.size, self.seconds = store.clone(), rank, size, seconds
         self.journal = Journal()
         self.told = ""
+        self.turns = 0  # of `Ranks.one_after_another`
         self.ended = threading.Event()
 
     def run(self) -> None:
         pause = min(1.0, self.seconds / 4)
+        threading.Thread(target=self._clock, name="clock", daemon=True).start()
         while not self.ended.wait(pause):
             try:
                 self._tell()
@@ -324,6 +336,21 @@ class Watch(threading.Thread):
                 if not self.ended.is_set():
                     time.sleep(pause)
                     os._exit(FAILED)
+
+    def _clock(self) -> None:
+        """Ends this process where the store does not answer either: whoever holds it hangs."""
+        while not self.ended.wait(1.0):
+            waits_in = self.journal.oldest()
+            spare = max(SPARE_SECONDS, self.seconds / 10)
+            if waits_in and time.monotonic() - waits_in.since > self.seconds + spare:
+                print(
+                    f"alexnet: rank {self.rank} has waited {self.seconds:g} s in the exchange "
+                    f"{waits_in.name!r}, and whoever started the ranks, or rank 0, does not "
+                    "answer; --set system.collective_seconds=N waits longer",
+                    file=sys.stderr,
+                    flush=True,
+                )
+                os._exit(FAILED)
 
     def stop(self) -> None:
         self.ended.set()

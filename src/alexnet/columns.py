@@ -46,7 +46,7 @@ def check_cut(network: Network, num_classes: int, columns: int, replicas: int = 
     if columns * replicas > 1 and any(isinstance(step, BatchNorm) for step in steps):
         raise UserError(
             f"network {network.name} normalises over the images of a batch, which have to be on "
-            "one device: train it without --parallel"
+            "one device: train it in one process"
         )
     if columns == 1:
         return

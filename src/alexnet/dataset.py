@@ -16,6 +16,7 @@ come from (prepare.py), how they are written (packing.py), batches (loader.py).
 """
 
 import contextlib
+import errno
 import json
 import mmap
 import os
@@ -283,6 +284,10 @@ def _damage(path: Path) -> Iterator[Path]:
         yield path
     except UserError:
         raise
+    except OSError as error:
+        if error.errno == errno.ENOMEM:
+            raise MemoryError from error
+        raise _damaged(path, str(error)) from error
     # A damaged file fails in NumPy, zipfile or our own indexing with any kind of exception.
     except Exception as error:
         raise _damaged(path, str(error) or type(error).__name__) from error

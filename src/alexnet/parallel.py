@@ -33,7 +33,7 @@ import torch.distributed as dist
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.rendezvous import rendezvous
 
-from alexnet.collectives import FAILED, Group, Journal, RankFailed, Watch
+from alexnet.collectives import FAILED, Group, Journal, RankFailed, Watch, is_out_of_memory
 from alexnet.errors import UserError, suggest
 from alexnet.meeting import meet
 
@@ -165,15 +165,17 @@ class Ranks:
         """
         if self.watch is None:
             return function()
+        self.watch.turns += 1
+        prefix = f"turn/{self.watch.turns}"
         turn = 0 if self.rank == 0 else 1 if local_rank() == 0 else 2
         first_turns = range(turn)
         members = [0 if r == 0 else 1 if local == 0 else 2 for r, local in self._places()]
         store = self.watch.store
         for earlier in first_turns:
-            while int(store.add(f"turn/{earlier}", 0)) < members.count(earlier):
+            while int(store.add(f"{prefix}/{earlier}", 0)) < members.count(earlier):
                 time.sleep(0.05)
         result = function()
-        store.add(f"turn/{turn}", 1)
+        store.add(f"{prefix}/{turn}", 1)
         return result
 
     def _places(self) -> list[tuple[int, int]]:
@@ -218,12 +220,13 @@ def rank_by_launcher() -> int:
 
 
 @contextlib.contextmanager
-def joined(plan: Plan, *, seconds: float) -> Iterator[Ranks]:
+def joined(plan: Plan, *, seconds: float, **asked: Any) -> Iterator[Ranks]:
     """The ranks, while they work together; whatever ends one of them ends all, in one line.
 
-    seconds: how long an exchange may take.
+    seconds: how long an exchange may take. asked: what all ranks have to be asked alike, besides
+    the plan, since it decides what they exchange.
 
-    Raises UserError when the ranks do not come together.
+    Raises UserError when the ranks do not come together, or were started differently.
     """
     size = world_size()
     if size == 1:
@@ -233,6 +236,8 @@ def joined(plan: Plan, *, seconds: float) -> Iterator[Ranks]:
     try:
         with _failures_told(watch):
             assert dist.group.WORLD is not None
+            everyone = Group(dist.group.WORLD, watch.journal)
+            Ranks(everyone=everyone).same(parallel=str(plan), **asked)
             ranks = on_mesh(plan, watch, dist.group.WORLD)
             assert ranks is not None
             yield ranks
@@ -314,6 +319,8 @@ def _failures_told(watch: Watch) -> Iterator[None]:
     except OSError as error:
         _leave(watch, str(error), 2)
     except Exception as error:
+        if is_out_of_memory(error):
+            _leave(watch, "out of memory", FAILED)
         if not watch.report(f"{type(error).__name__}: {error}", FAILED):
             os._exit(FAILED)
         raise

@@ -28,15 +28,22 @@ SAME_WISH_SECONDS = 2.0
 
 
 class Interrupted(Exception):
-    """Training was asked to stop by a signal; everything is saved. `number` is the signal's."""
+    """Training was asked to stop by a signal; everything is saved. `number` is the signal's.
 
-    def __init__(self, number: int, run: Path) -> None:
-        super().__init__(f"stopped and saved; go on with: {resume_command(run)}")
+    ranks, parallel: how many there are, and what for.
+    """
+
+    def __init__(self, number: int, run: Path, ranks: int = 1, parallel: str = "") -> None:
+        super().__init__(f"stopped and saved; go on with: {resume_command(run, ranks, parallel)}")
         self.number = number
 
 
-def resume_command(run: Path) -> str:
-    return shlex.join(["alexnet", "train", "--resume", "--run", str(run)])
+def resume_command(run: Path, ranks: int = 1, parallel: str = "") -> str:
+    command = ["alexnet", "train", "--resume", "--run", str(run)]
+    if ranks > 1:
+        launcher = ["torchrun", "--nproc-per-node", str(ranks), "-m", "--"]
+        command = [*launcher, *command, "--parallel", parallel]
+    return shlex.join(command)
 
 
 @contextmanager

@@ -226,7 +226,8 @@ def _loop(
             ) from lost
         if stopped:
             log.write("stop", training.step, signal=stopped[0])
-            raise Interrupted(stopped[0], run)
+            ranks = training.ranks
+            raise Interrupted(stopped[0], run, ranks.size, str(ranks.plan))
 
 
 def _steps(
@@ -292,8 +293,14 @@ def _steps(
                 pending.flush(training, per_epoch, log, display)
                 _tell_unreadable(split, named, training.step, log, display)
                 _watch(training, pending, images, labels, log, display)
+            if evaluates and ranks.size > 1:
+                # All come to the end of an evaluation, for which no launcher waits that kills.
+                training.owes_evaluation = True
+                _save(training, saver)
+                last_checkpoint = time.monotonic()
             if evaluates:
-                _validate(training, dataset, per_epoch, log, display, stopped)
+                if not (stops and ranks.size > 1):
+                    _validate(training, dataset, per_epoch, log, display, stopped)
                 stops, ends = stops or training.owes_evaluation, ends or training.has_ended
             is_best = evaluates and training.best_step == training.step
             if saves or stops or ends or is_best:
@@ -306,7 +313,8 @@ def _steps(
                 _tell_unsaved(error, training, log, display)
             began = time.perf_counter()
     except PicturesLost:
-        pending.flush(training, per_epoch, log, display)
+        if ranks.size == 1:  # others are in another exchange
+            pending.flush(training, per_epoch, log, display)
         raise
 
 

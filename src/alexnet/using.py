@@ -7,6 +7,7 @@ import contextlib
 import json
 import sys
 from collections.abc import Iterable
+from itertools import chain, zip_longest
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -52,7 +53,9 @@ def predict(
         csv: print a row for each picture: path, class_1, probability_1, ..., error.
     """
     from alexnet import labelling
+    from alexnet.config import SystemConfig
     from alexnet.gather import picture_paths
+    from alexnet.parallel import joined, parse, world_size
     from alexnet.step import find_device
     from alexnet.weights import load
 
@@ -60,31 +63,41 @@ def predict(
         raise UserError("name pictures: files, folders, patterns, or - for a pipe of paths")
     if json_ and csv:
         raise UserError("--json or --csv, not both")
-    network = load(model, find_device(device))
-    named = picture_paths(pictures, getattr(sys.stdin, "buffer", None))
-    # Counting them first tells the time left; a pipe is not waited for.
-    paths: Iterable[str] = named if "-" in pictures else list(named)
-    total = len(paths) if isinstance(paths, list) else 0
+    if world_size() > 1 and "-" in pictures:
+        raise UserError("several processes cannot share a pipe of paths; name files or folders")
     refused: list[labelling.Labelled] = []
     count = 0
-    console = Console(stderr=True)
     with contextlib.ExitStack() as stack:
+        limit = SystemConfig().collective_seconds
+        ranks = stack.enter_context(joined(parse(None, world_size()), seconds=limit))
+        network = load(model, ranks.device(find_device(device)))
+        named = picture_paths(pictures, getattr(sys.stdin, "buffer", None))
+        # Counting them first tells the time left; a pipe is not waited for.
+        paths: Iterable[str] = named if "-" in pictures else list(named)[ranks.rank :: ranks.size]
+        total = len(paths) if isinstance(paths, list) else 0
+        console = Console(stderr=True)
         advance = None
-        if console.is_terminal and not sys.stdout.isatty():
+        if console.is_terminal and not sys.stdout.isatty() and ranks.speaks:
             show = stack.enter_context(Progress(console, "looking at pictures"))
             advance = lambda done: show(done, total)  # noqa: E731
+        found: Iterable[labelling.Labelled] = labelling.label_pictures(
+            network,
+            paths,
+            views=views,
+            top=top,
+            batch_size=batch_size,
+            precision=precision,
+            progress=advance,
+        )
+        if ranks.size > 1:
+            parts = ranks.everyone.objects(list(found), "labels")
+            if not ranks.speaks:
+                return
+            found = filter(None, chain.from_iterable(zip_longest(*parts)))
 
         def noted() -> Iterable[labelling.Labelled]:
             nonlocal count
-            for labelled in labelling.label_pictures(
-                network,
-                paths,
-                views=views,
-                top=top,
-                batch_size=batch_size,
-                precision=precision,
-                progress=advance,
-            ):
+            for labelled in found:
                 count += 1
                 if labelled.reason is not None:
                     refused.append(labelled)
