@@ -1,7 +1,7 @@
 #!/bin/bash
 # Two network namespaces in the place of two machines, a link between them of a stated rate, and
 # torchrun in both:   sudo machines.sh 1gbit 'alexnet.scaling_ranks {"task": ...}'
-# (or: machines.sh 1gbit "alexnet train shapes --max-steps 20 --run RUN")
+# (or: machines.sh 1gbit -- alexnet train shapes --max-steps 20 --run RUN)
 set -euo pipefail
 rate=$1; shift
 for n in 1 2; do ip netns add machine$n; ip -n machine$n link set lo up; done
