@@ -82,9 +82,8 @@ class Campaign:
         """
         with only_one(self.place.out):
             began = time.monotonic()
-            left = None if self.budget is None else self.budget * len(self.devices)
             if self.budget is not None:
-                self._check_budget(left or 0.0)
+                self._check_budget(self.budget)
             if len(self.devices) == 1:
                 return self._run_here(began)
             return self._run_apart(began)
@@ -117,7 +116,7 @@ class Campaign:
         lines = read_lines(self.place.out)
         waiting = blocks(self.claims, self.scale, self.seeds, lines)
         price = self._price(lines)
-        prices = [sum(map(price, block.trials)) for block in waiting]
+        prices = [sum(map(price, block.trials)) / len(self.devices) for block in waiting]
         if prices and min(prices) > seconds:
             least = waiting[prices.index(min(prices))]
             raise UserError(
