@@ -38,12 +38,17 @@ def all_findings(lines: Lines) -> dict[Scale, dict[str, list[Finding]]]:
     asked = {json.dumps(line["asked"]): line["asked"] for line in lines.values()}
     scales = [Scale(**settings) for settings in asked.values() if settings["name"] != TOY]
     found: dict[Scale, dict[str, list[Finding]]] = {}
+    told: dict[str, list[list[Finding]]] = {}
     for scale in sorted(scales, key=lambda scale: (scale.name, scale.full, scale.epochs)):
         own = {line["trial"]: line for line in lines.values() if line["asked"] == scale.as_dict()}
         shared = {**lines, **own}
         by_claim = {claim.name: findings(claim, scale, shared) for claim in CLAIMS}
-        if any(by_claim.values()):
-            found[scale] = {name: rows for name, rows in by_claim.items() if rows}
+        # Runs that no setting of the scale touches are told once, not for each way of asking.
+        new = {n: rows for n, rows in by_claim.items() if rows and rows not in told.get(n, [])}
+        for name, rows in new.items():
+            told.setdefault(name, []).append(rows)
+        if new:
+            found[scale] = new
     return found
 
 
