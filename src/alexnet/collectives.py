@@ -323,7 +323,8 @@ class Watch(threading.Thread):
 
     def run(self) -> None:
         pause = min(1.0, self.seconds / 4)
-        threading.Thread(target=self._clock, name="clock", daemon=True).start()
+        clock = threading.Thread(target=self._clock, name="clock", daemon=True)
+        clock.start()
         while not self.ended.wait(pause):
             try:
                 self._tell()
@@ -336,6 +337,7 @@ class Watch(threading.Thread):
                 if not self.ended.is_set():
                     time.sleep(pause)
                     os._exit(FAILED)
+        clock.join()  # a thread in the library when Python ends would end it with a crash
 
     def _clock(self) -> None:
         """Ends this process where the store does not answer either: whoever holds it hangs."""
