@@ -14,7 +14,7 @@ MODULES = sorted(path.stem for path in PACKAGE.glob("[a-z]*.py"))
 LEVELS = [
     {"errors", "images", "layers", "metrics", "oddities", "page", "progress", "randomness"}
     | {"stall", "statistics", "stopping", "verdicts"}
-    | {"collectives", "meeting"},
+    | {"collectives", "rendezvous"},
     {
         "augment",
         "decoding",

@@ -22,9 +22,9 @@ import fabricate
 from alexnet import checkpoint, collectives, parallel
 from alexnet.config import Recipe, diff
 from alexnet.errors import UserError
-from alexnet.meeting import meet
 from alexnet.parallel import Plan, Ranks, parse
 from alexnet.predictions import mean_over_views
+from alexnet.rendezvous import own_store
 from alexnet.step import start
 from alexnet.stopping import Interrupted
 from alexnet.train import train
@@ -283,7 +283,7 @@ def test_torchrun_trains_two_columns_by_the_command(tmp_path: Path) -> None:
 SCRIPT = """
 import sys, time, torch
 from alexnet.errors import UserError
-from alexnet.meeting import meet
+from alexnet.rendezvous import own_store
 from alexnet.parallel import joined, parse
 with joined(parse(None, 2), seconds=2) as ranks:
     ranks.everyone.sum(torch.ones(1), "first sum")
@@ -404,9 +404,9 @@ def test_ranks_share_the_pictures_that_are_predicted(tmp_path: Path) -> None:
 def test_a_rank_that_does_not_come_is_named() -> None:
     store = torch.distributed.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     with pytest.raises(RuntimeError, match=r"rank 1 has not come within 0\.1 s"):
-        meet(store, 0, 2, 0.1)
+        own_store(store, 0, 2, 0.1)
     with pytest.raises(RuntimeError):
-        meet(store, 1, 2, 0.1)
+        own_store(store, 1, 2, 0.1)
 
 
 def test_a_missing_engine_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -93,7 +93,11 @@ def test_index_and_search(home: Path) -> None:
 def test_evaluate(home: Path) -> None:
     shutil.copytree(home / "runs" / "a", home / "runs" / "b")
     (line,) = lines_of("evaluate")
-    assert "24" in run(line).out
+    alone = json.loads(run("alexnet evaluate runs/a --views 10", "--json").out)
+    twice = json.loads(run(line, "--json").out)  # the average of a network and itself
+    counts = ("images", "top1_wrong", "top5_wrong")
+    assert [twice[name] for name in counts] == [alone[name] for name in counts]
+    assert twice["images"] == 24
 
 
 @pytest.mark.slow

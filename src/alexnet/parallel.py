@@ -35,7 +35,7 @@ from torch.distributed.rendezvous import rendezvous
 
 from alexnet.collectives import FAILED, Group, Journal, RankFailed, Watch, is_out_of_memory
 from alexnet.errors import UserError, suggest
-from alexnet.meeting import meet
+from alexnet.rendezvous import own_store
 
 Result = TypeVar("Result")
 
@@ -263,7 +263,7 @@ def start_engine(size: int, seconds: float) -> Watch:
     try:
         kept, rank, size = next(rendezvous("env://", timeout=limit))
         kept.set_timeout(limit)
-        store = meet(kept, rank, size, limit.total_seconds())
+        store = own_store(kept, rank, size, limit.total_seconds())
         dist.init_process_group(
             "cpu:gloo,cuda:nccl" if on_gpus else "gloo",
             store=store,

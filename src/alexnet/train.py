@@ -294,7 +294,7 @@ def _steps(
                 _tell_unreadable(split, named, training.step, log, display)
                 _watch(training, pending, images, labels, log, display)
             if evaluates and ranks.size > 1:
-                # All come to the end of an evaluation, for which no launcher waits that kills.
+                # A stop waits for the end of an evaluation of all ranks, and a launcher may not.
                 training.owes_evaluation = True
                 _save(training, saver)
                 last_checkpoint = time.monotonic()

@@ -1,4 +1,4 @@
-"""How ranks meet: each start of them on a part of the launcher's store that is its own.
+"""The rendezvous of ranks: each start of them on a part of the launcher's store of its own.
 
 torchrun's agents keep one store over all restarts (pytorch/pytorch#167288), and in it what dead
 ranks have left: addresses at which nobody listens any more, and what they failed at. The number of
@@ -18,7 +18,7 @@ from torch.distributed.distributed_c10d import PrefixStore, Store
 PAUSE_SECONDS = 0.02
 
 
-def meet(store: Store, rank: int, size: int, seconds: float) -> Store:
+def own_store(store: Store, rank: int, size: int, seconds: float) -> Store:
     """The part of the store that only the `size` ranks of this start write to.
 
     Raises RuntimeError when they have not all come within so many seconds.
