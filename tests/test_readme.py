@@ -93,11 +93,12 @@ def test_index_and_search(home: Path) -> None:
 def test_evaluate(home: Path) -> None:
     shutil.copytree(home / "runs" / "a", home / "runs" / "b")
     (line,) = lines_of("evaluate")
-    alone = json.loads(run("alexnet evaluate runs/a --views 10", "--json").out)
-    twice = json.loads(run(line, "--json").out)  # the average of a network and itself
+    found = json.loads(run(line, "--json").out)
     counts = ("images", "top1_wrong", "top5_wrong")
-    assert [twice[name] for name in counts] == [alone[name] for name in counts]
-    assert twice["images"] == 24
+    one, other, average = ([e[n] for n in counts] for e in (*found["runs"], found["ensemble"]))
+    assert one == other == average  # of a network and itself
+    assert one[0] == 24
+    assert found["views"] == 10
 
 
 @pytest.mark.slow
