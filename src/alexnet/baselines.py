@@ -332,7 +332,8 @@ def sparse_codes(x: torch.Tensor, dictionary: torch.Tensor, penalty: float) -> t
     reach = float(torch.linalg.matrix_norm(dictionary, 2)) ** 2
     atoms = dictionary.T.contiguous()
     codes = torch.empty(len(x), len(dictionary))
-    for rows, found in zip(x.split(CODED_AT_ONCE), codes.split(CODED_AT_ONCE), strict=True):
+    blocks = zip(torch.split(x, CODED_AT_ONCE), torch.split(codes, CODED_AT_ONCE), strict=True)
+    for rows, found in blocks:
         z = torch.zeros(len(rows), len(dictionary))
         ahead, momentum = z, 1.0
         for _ in range(FISTA_STEPS):
