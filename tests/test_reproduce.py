@@ -3,9 +3,15 @@
 Everything here runs at scale `toy`, on a few drawn pictures; its figures mean nothing.
 """
 
+import contextlib
 import json
 import math
+import os
 import re
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +26,9 @@ from alexnet.findings import colour_index
 from alexnet.networks import NETWORKS
 from alexnet.reproducing import budget_seconds
 from alexnet.scales import Scale, scale_of
+from alexnet.stopping import EXIT_STOPPED
 from alexnet.trials import Place, Trial, left_chance, read_lines
-from fabricate import alexnet, refusal, shared_cache, strict_json
+from fabricate import alexnet, alexnet_process, refusal, shared_cache, strict_json
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 LEDGER = REPOSITORY / "docs" / "fidelity.md"
@@ -301,6 +308,80 @@ def test_two_workers_make_the_same_lines(tmp_path: Path, out: Path) -> None:
     alone = read_lines(out)
     for name, line in read_lines(tmp_path).items():
         assert line["results"]["errors"] == alone[name]["results"]["errors"]
+
+
+@pytest.fixture
+def at_work(tmp_path: Path) -> Iterator[tuple["subprocess.Popen[str]", list[int]]]:
+    """A command with two long trainings under way, and the processes that do them."""
+    words = ["overlap", "--scale", "toy", "--epochs", "2000", "--devices", "cpu,cpu"]
+    with alexnet_process("reproduce", *words, "--out", tmp_path) as process:
+        until(lambda: len(list(tmp_path.glob("runs/*/checkpoints/*.pt"))) >= 2)
+        workers = [pid for pid in children(process.pid) if "spawn_main" in command_line(pid)]
+        assert len(workers) == 2
+        yield process, workers
+    for pid in workers:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+
+
+def children(pid: int) -> list[int]:
+    found = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    return [int(child) for child in found]
+
+
+def command_line(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_text()
+    except OSError:  # it has ended
+        return ""
+
+
+def until(so: Callable[[], bool], seconds: float = 120.0) -> None:
+    end = time.monotonic() + seconds
+    while not so():
+        assert time.monotonic() < end
+        time.sleep(0.1)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="lists processes by /proc")
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_asked_alone_to_stop_the_command_takes_its_workers_with_it(
+    at_work: tuple["subprocess.Popen[str]", list[int]], tmp_path: Path, number: int
+) -> None:
+    process, workers = at_work
+    process.send_signal(number)
+    said = process.communicate(timeout=120)[1]
+    assert process.returncode == EXIT_STOPPED, said
+    assert said.strip().endswith("stopped and saved; the same command goes on")
+    assert not any(map(command_line, workers))
+    assert not read_lines(tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="lists processes by /proc")
+def test_workers_save_and_end_when_the_command_is_killed(
+    at_work: tuple["subprocess.Popen[str]", list[int]], tmp_path: Path
+) -> None:
+    process, workers = at_work
+    before = {path.name for path in tmp_path.glob("runs/*/checkpoints/*.pt")}
+    process.kill()
+    process.wait()
+    until(lambda: not any(map(command_line, workers)))
+    assert {path.name for path in tmp_path.glob("runs/*/checkpoints/*.pt")} > before
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="lists processes by /proc")
+def test_a_killed_worker_is_one_line(
+    at_work: tuple["subprocess.Popen[str]", list[int]],
+) -> None:
+    process, workers = at_work
+    os.kill(workers[0], signal.SIGKILL)
+    said = process.communicate(timeout=120)[1]
+    assert process.returncode == 2
+    assert said.startswith("alexnet: the process of toy-")
+    assert said.count("\n") == 1
 
 
 def test_the_plan_tells_what_is_missing_and_runs_nothing(out: Path) -> None:

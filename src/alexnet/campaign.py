@@ -13,9 +13,12 @@ import fcntl
 import json
 import multiprocessing
 import os
+import signal
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -26,7 +29,7 @@ from alexnet.errors import UserError
 from alexnet.files import explain_os_error
 from alexnet.log import duration
 from alexnet.scales import Scale
-from alexnet.stopping import Interrupted
+from alexnet.stopping import EXIT_STOPPED, Interrupted, on_stop_signal
 from alexnet.trials import Line, Place, Trial, carry_out, read_lines
 from alexnet.workers import available_cores
 
@@ -175,52 +178,117 @@ class Campaign:
         return done
 
     def _run_apart(self, began: float) -> int:
-        """One process for each device; each trial is handed to the first that is free."""
+        """One process for each device; each trial is handed to the first that is free.
+
+        A signal that asks to stop is handed on to them: trainings save themselves. Raises
+        Interrupted when the last has ended.
+        """
+        asked: list[int] = []
+
+        def pass_on(number: int) -> None:
+            asked.append(number)
+            for worker in multiprocessing.active_children():
+                if (
+                    worker.pid is not None
+                ):  # what a terminal has asked already takes it for one wish
+                    os.kill(worker.pid, signal.SIGINT)
+
         context = multiprocessing.get_context("spawn")
-        threads = max(1, available_cores() // len(self.devices))
-        pools = [ProcessPoolExecutor(1, mp_context=context) for _ in self.devices]
-        running: dict[str, Block] = {}
-        work: dict[Future[Line], tuple[int, str]] = {}
-        free, done = list(range(len(pools))), 0
+        pools = [
+            ProcessPoolExecutor(1, mp_context=context, initializer=_stop_with_parent)
+            for _ in self.devices
+        ]
         try:
-            while True:
-                ready = self._ready(began, running)
-                for block, trial in ready[: len(free)]:
-                    worker = free.pop()
-                    device = self.devices[worker]
-                    own_threads = threads if device == "cpu" else 0
-                    place = replace(self.place, device=device, threads=own_threads)
-                    self.begun.add((block.claim.number, block.seed))
-                    self.say(f"{trial.name} on {device} ({self._left(ready)})")
-                    running[trial.name] = block
-                    work[pools[worker].submit(_carry_out_apart, trial, place)] = (
-                        worker,
-                        trial.name,
-                    )
-                if not work:
-                    return done
-                finished, _ = wait(work, return_when=FIRST_COMPLETED)
-                for future in finished:
-                    worker, name = work.pop(future)
-                    self._keep(future.result())
-                    del running[name]
-                    free.append(worker)
-                    done += 1
+            with on_stop_signal(pass_on):
+                done = self._run_on(pools, began, asked)
         finally:
             for pool in pools:
                 pool.shutdown(cancel_futures=True)
+        if asked:
+            raise Interrupted(asked[0], self.place.out)
+        return done
+
+    def _run_on(
+        self, pools: Sequence[ProcessPoolExecutor], began: float, asked: Sequence[int]
+    ) -> int:
+        """Hand out trials until none is left, or until `asked` to stop."""
+        threads = max(1, available_cores() // len(self.devices))
+        running: dict[str, Block] = {}
+        work: dict[Future[Line], tuple[int, str]] = {}
+        free, done = list(range(len(pools))), 0
+        while True:
+            ready = [] if asked else self._ready(began, running)
+            for block, trial in ready[: len(free)]:
+                worker = free.pop()
+                device = self.devices[worker]
+                own_threads = threads if device == "cpu" else 0
+                place = replace(self.place, device=device, threads=own_threads)
+                self.begun.add((block.claim.number, block.seed))
+                self.say(f"{trial.name} on {device} ({self._left(ready)})")
+                running[trial.name] = block
+                work[pools[worker].submit(_carry_out_apart, trial, place)] = (worker, trial.name)
+            if not work:
+                return done
+            finished, _ = wait(work, return_when=FIRST_COMPLETED)
+            for future in finished:
+                worker, name = work.pop(future)
+                with contextlib.suppress(KeyboardInterrupt), _explained(name):
+                    self._keep(future.result())
+                    done += 1
+                del running[name]
+                free.append(worker)
 
     def _keep(self, line: Line) -> None:
         append_line(self.place.out, {**line, "asked": self.scale.as_dict()})
         self.say(f"{line['trial']}: done in {duration(line['seconds'])}")
 
 
+@contextlib.contextmanager
+def _explained(name: str) -> Iterator[None]:
+    try:
+        yield
+    except BrokenProcessPool:
+        raise UserError(
+            f"the process of {name} was killed, mostly for want of memory; "
+            "the same command goes on, with fewer --devices in less"
+        ) from None
+
+
+_at_work = threading.Event()  # in a worker: it has a trial
+
+
+def _stop_with_parent() -> None:
+    """In a worker: heed SIGINT in trials only, and do not outlive a command that was killed."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+    def wait_for_its_end() -> None:
+        parent.join()
+        if not _at_work.is_set():
+            os._exit(EXIT_STOPPED)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    threading.Thread(target=wait_for_its_end, daemon=True).start()
+
+
 def _carry_out_apart(trial: Trial, place: Place) -> Line:
-    """In another process: what a training says stays in its log."""
+    """In another process: what a training says stays in its log.
+
+    Raises KeyboardInterrupt where it was asked to stop.
+    """
+    parent = multiprocessing.parent_process()
+    _at_work.set()
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         return carry_out(trial, place, lambda text: None)
-    except Interrupted:  # it has saved itself; the signal went to this process's parent too
+    except (Interrupted, KeyboardInterrupt):
+        if parent is not None and not parent.is_alive():
+            os._exit(EXIT_STOPPED)  # nobody is left to hand anything to
         raise KeyboardInterrupt from None
+    finally:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        _at_work.clear()
 
 
 def append_line(out: Path, line: Line) -> None:
