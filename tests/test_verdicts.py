@@ -116,3 +116,28 @@ def test_the_papers_size_agrees_when_it_is_in_the_interval() -> None:
     assert verdicts.size_words(Estimate(0.5, 0.3, 0.7, 5), 1.4) == "smaller here"
     assert verdicts.size_words(Estimate(3.0, 2.0, 4.0, 5), 1.4) == "larger here"
     assert verdicts.size_words(Estimate(3.0, 2.0, 4.0, 5), None) == "-"
+
+
+@given(st.integers(0, 12), st.integers(0, 12))
+def test_mcnemars_test_is_scipys_of_a_coin(one: int, other: int) -> None:
+    found = verdicts.mcnemar_p(one, other)
+    expected = scipy_stats.binomtest(one, one + other).pvalue if one + other else 1.0
+    assert found == pytest.approx(expected, abs=1e-12)
+
+
+@pytest.mark.parametrize("n", [6, 8, 9, 20, 33])
+def test_the_interval_of_a_median_is_scipys(n: int) -> None:
+    values = np.random.default_rng(n).normal(size=n)
+    found = verdicts.median_interval(values.tolist())
+    expected = scipy_stats.quantile_test(values, q=0, p=0.5).confidence_interval(0.95)
+    assert found is not None
+    assert found == pytest.approx((float(np.median(values)), expected.low, expected.high))
+
+
+def test_five_values_have_no_interval_of_their_median_and_late_ones_may_be_infinite() -> None:
+    assert verdicts.median_interval([1.0, 2.0, 3.0, 4.0, 5.0]) is None
+    assert verdicts.median_interval([1.0, 2.0, 3.0, 4.0, 5.0, math.inf]) == (3.5, 1.0, math.inf)
+
+
+def test_random_flips_never_give_a_p_of_zero() -> None:
+    assert 0 < sign_flip_p([1.0] * 20) < 1e-4

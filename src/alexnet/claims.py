@@ -10,7 +10,7 @@ Not here: what the lines of the runs mean (`judging.py`), and in which order the
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from alexnet.config import Recipe, diff
 from alexnet.errors import UserError, suggest
@@ -323,50 +323,63 @@ def table_2(scale: Scale, seeds: Sequence[int], lines: Lines) -> Trials:
     return list({trial.name: trial for trial in found}.values())
 
 
-# Dropout, first weights, order of norm and ReLU, scale of the pixels, number of classes. From the
-# paper's net one at a time, from the source's too, and dropout crossed with all of them.
-STALL_FACTORS = [
-    (start, first, pixels, classes)
-    for start, first, pixels, classes in (
-        ("paper-start", "", "", 10),
-        ("source-start", "", "", 10),
-        ("caffe-start", "", "", 10),
-        ("paper-start", "norm-first", "", 10),
-        ("source-start", "norm-first", "", 10),
-        ("paper-start", "", "unit-input", 10),
-        ("paper-start", "", "", 100),
-        ("source-start", "", "", 100),
+class StallArm(NamedTuple):
+    """What is crossed: first weights, order of norm and ReLU, pixels' scale, classes, dropout.
+
+    The defaults are the paper's.
+    """
+
+    start: str = "paper-start"
+    norm: str = ""
+    pixels: str = ""
+    classes: int = 10
+    dropout: str = "plain"
+
+    @property
+    def name(self) -> str:
+        return "-".join(filter(None, map(str, self)))
+
+
+# From the paper's net one at a time, from the source's too, and dropout crossed with all of them.
+STALL_ARMS = [
+    arm._replace(dropout=dropout)
+    for arm in (
+        StallArm(),
+        StallArm("source-start"),
+        StallArm("caffe-start"),
+        StallArm(norm="norm-first"),
+        StallArm("source-start", norm="norm-first"),
+        StallArm(pixels="unit-input"),
+        StallArm(classes=100),
+        StallArm("source-start", classes=100),
     )
+    for dropout in ("plain", "inverted")
 ]
 STALL_SEEDS = 20
 STALL_STEPS = 200
 
 
 def stalls(scale: Scale, seeds: Sequence[int], lines: Lines) -> Trials:
-    """Whether the printed recipe gets away from ln(classes), and which single change decides."""
-    trials = []
+    """Whether the printed recipe gets away from ln(classes), and which single change decides it."""
+    return [_stall_trial(scale, arm, seed) for seed in seeds for arm in STALL_ARMS]
+
+
+def _stall_trial(scale: Scale, arm: StallArm, seed: int) -> Trial:
     base = scale.control()
-    for seed in seeds:
-        for start, first, pixels, classes in STALL_FACTORS:
-            for dropout in ("plain", "inverted"):
-                parts = [base.network.name, "" if scale.is_full else start, first, pixels]
-                if scale.is_full:
-                    parts[0] = {"source-start": "source", "caffe-start": "caffe"}.get(
-                        start, "paper"
-                    )
-                arm = "-".join(filter(None, (start, first, pixels, str(classes), dropout)))
-                recipe = diff(
-                    base,
-                    network={"name": "/".join(filter(None, parts)), "dropout": dropout},
-                    schedule={"kind": "constant", "epochs": 1000.0},
-                    evaluate={"views": "1", "every_epochs": 1000.0, "train_pictures": 0},
-                    system={"max_steps": scale.steps or STALL_STEPS},
-                )
-                if classes != 10:
-                    pictures = {"num_train": 6400, "num_val": 800, "num_classes": classes}
-                    recipe = diff(recipe, data={"dataset": "shapes", **pictures})
-                trials.append(train_trial(scale.name, arm, seed, recipe))
-    return trials
+    parts = [base.network.name, arm.start, arm.norm, arm.pixels]
+    if scale.is_full:
+        parts[:2] = [arm.start.removesuffix("-start")]
+    recipe = diff(
+        base,
+        network={"name": "/".join(filter(None, parts)), "dropout": arm.dropout},
+        schedule={"kind": "constant", "epochs": 1000.0},
+        evaluate={"views": "1", "every_epochs": 1000.0, "train_pictures": 0},
+        system={"max_steps": scale.steps or STALL_STEPS},
+    )
+    if arm.classes != 10:
+        pictures = {"num_train": 6400, "num_val": 800, "num_classes": arm.classes}
+        recipe = diff(recipe, data={"dataset": "shapes", **pictures})
+    return train_trial(scale.name, arm.name, seed, recipe)
 
 
 # --- All of them ----------------------------------------------------------------------------------
@@ -609,6 +622,9 @@ BY_VALUE = (
 )
 
 
+PRETRAINED = ("transfer", "table2")  # claims that need other pictures
+
+
 def find_claim(text: str) -> Claim:
     """By name or number. Raises UserError, naming the nearest, for an unknown one."""
     for claim in CLAIMS:
@@ -620,7 +636,7 @@ def find_claim(text: str) -> Claim:
 
 def check_scale(claim: Claim, scale: Scale) -> None:
     """Raises UserError where a claim cannot be tested at a scale."""
-    if claim.name in ("transfer", "table2") and scale.name not in PRETRAIN and not scale.pretrain:
+    if claim.name in PRETRAINED and scale.name not in PRETRAIN and not scale.pretrain:
         raise UserError(
             f"claim {claim.name} at scale {scale.name} needs other pictures to pre-train on: "
             "--pretrain DATA"

@@ -5,18 +5,31 @@ scale and with these settings. Differences are arm less control, in points of er
 seed. Not here: statistics (`verdicts.py`), tables and figures (`reproduction.py`).
 """
 
+import itertools
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from alexnet.claims import FIGURE_1_ERROR, Claim, Comparison, Lines, find_claim
+from alexnet.claims import (
+    FIGURE_1_ERROR,
+    STALL_ARMS,
+    Claim,
+    Comparison,
+    Lines,
+    StallArm,
+)
 from alexnet.metrics import wilson_interval
 from alexnet.scales import Scale
 from alexnet.trials import Line, epochs_to, error_of
 from alexnet.verdicts import (
+    CONFIDENCE,
+    FEWEST_PAIRS,
     Estimate,
     Verdict,
     estimate,
+    mcnemar_p,
+    median_interval,
     ratio_estimate,
     sign_flip_p,
     size_words,
@@ -356,7 +369,7 @@ def _neighbours(claim: Claim, scale: Scale, arms: Arms) -> list[Finding]:
                 scale,
                 f"precision at 6, last hidden layer less {way}",
                 gain,
-                unit="points",
+                unit="points of precision",
                 p=sign_flip_p(gains),
                 verdict=verdict_above(gain, 0.0),
                 note=", ".join(f"{key} {100 * value:.1f} %" for key, value in means.items()),
@@ -366,39 +379,102 @@ def _neighbours(claim: Claim, scale: Scale, arms: Arms) -> list[Finding]:
 
 
 def _stalls(claim: Claim, scale: Scale, arms: Arms) -> list[Finding]:
-    """For each recipe the share of seeds that are still at ln(classes) when their steps end."""
-    found = []
-    for arm, by_seed in arms.items():
-        lines = list(by_seed.values())
-        n = len(lines)
-        stalled = sum(line["results"]["left_chance"] is None for line in lines)
-        low, high = wilson_interval(stalled, n)
-        left = sorted(
-            line["results"]["left_chance"]
-            for line in lines
-            if line["results"]["left_chance"] is not None
+    """Runs that are still at ln(classes) when their steps end; then what single changes do."""
+    shares = [_stalled(claim, scale, arm, arms[arm.name]) for arm in STALL_ARMS if arm.name in arms]
+    changes = [
+        _single_change(
+            claim, scale, f"{before.name}: {changed}", *(arms[a.name] for a in (before, after))
         )
-        steps = max(line["results"]["steps"] for line in lines)
-        note = f"within {steps} steps"
-        note += f"; median step of the others {left[len(left) // 2]}" if left else ""
-        found.append(
-            _finding(
-                claim,
-                scale,
-                f"{arm}: runs at ln(classes)",
-                Estimate(stalled / n, low, high, n),
-                unit="share",
-                verdict="-",
-                note=note,
-            )
-        )
-    return found
+        for before, after in itertools.product(STALL_ARMS, STALL_ARMS)
+        if {before.name, after.name} <= arms.keys()
+        and (changed := single_change(before, after)) is not None
+    ]
+    return shares + [change for change in changes if change is not None]
+
+
+STALL_WORDS = (
+    {"paper-start": "the paper's start", "source-start": "the source's", "caffe-start": "Caffe's"},
+    {"": "norm after ReLU", "norm-first": "norm before"},
+    {"": "pixels to 255", "unit-input": "of unit scale"},
+    {10: "10 classes", 100: "100"},
+    {"plain": "plain dropout", "inverted": "inverted"},
+)
+
+
+def single_change(before: StallArm, after: StallArm) -> str | None:
+    """ "plain dropout -> inverted" if `after` leaves the paper in just one more thing."""
+    differ = [i for i in range(len(before)) if before[i] != after[i]]
+    if len(differ) != 1 or before[differ[0]] != StallArm()[differ[0]]:
+        return None
+    words: Mapping[Any, str] = STALL_WORDS[differ[0]]
+    return f"{words[before[differ[0]]]} -> {words[after[differ[0]]]}"
+
+
+def _stalled(claim: Claim, scale: Scale, arm: StallArm, by_seed: Mapping[int, Line]) -> Finding:
+    steps = [_steps_to_leave(line) for line in by_seed.values()]
+    n, stalled = len(steps), sum(map(math.isinf, steps))
+    note = f"within {max(line['results']['steps'] for line in by_seed.values())} steps"
+    if (found := median_interval(steps)) is not None:
+        middle, low, high = (f"{x:.0f}" if math.isfinite(x) else "later" for x in found)
+        note += f"; median step {middle} ({low} to {high})"
+    elif stalled < n:
+        note += f"; from step {min(steps):.0f} to {max(filter(math.isfinite, steps)):.0f}"
+    printed = arm in (StallArm(), StallArm(classes=100))
+    verdict: Verdict = "does not hold here" if stalled else "holds"
+    low_share, high_share = wilson_interval(stalled, n)
+    return _finding(
+        claim,
+        scale,
+        f"{arm.name}: runs at ln(classes)",
+        Estimate(stalled / n, low_share, high_share, n),
+        unit="share",
+        verdict=("undecided" if n < FEWEST_PAIRS else verdict) if printed else "-",
+        note=note,
+    )
+
+
+def _steps_to_leave(line: Line) -> float:
+    left = line["results"]["left_chance"]
+    return math.inf if left is None else float(left)
+
+
+def _single_change(
+    claim: Claim, scale: Scale, changed: str, before: Mapping[int, Line], after: Mapping[int, Line]
+) -> Finding | None:
+    """How much longer it takes; a run that never leaves counts with all of its steps.
+
+    None where no run leaves on either side: that the steps are equal says nothing.
+    """
+    seeds = sorted(before.keys() & after.keys())
+    ends = [[_steps_to_leave(arm[seed]) for seed in seeds] for arm in (before, after)]
+    if not any(map(math.isfinite, ends[0] + ends[1])):
+        return None
+    most = [[float(arm[seed]["results"]["steps"]) for seed in seeds] for arm in (before, after)]
+    ratios = [
+        min(last, last_steps) / min(first, first_steps)
+        for first, last, first_steps, last_steps in zip(*ends, *most, strict=True)
+    ]
+    stays = [[math.isinf(end) for end in arm] for arm in ends]
+    both = list(zip(*stays, strict=True))
+    p = mcnemar_p(both.count((True, False)), both.count((False, True)))
+    n = len(seeds)
+    note = f"at ln(classes): {sum(stays[0])} of {n} before, {sum(stays[1])} of {n} after"
+    if p < 1 - CONFIDENCE:
+        note += f": decides (McNemar's p = {p:.2g})"
+    return _finding(
+        claim,
+        scale,
+        f"{changed}, steps to leave",
+        ratio_estimate(ratios),
+        unit="times",
+        p=sign_flip_p([math.log(ratio) for ratio in ratios]),
+        verdict="-",
+        note=note,
+    )
 
 
 def _table_2(claim: Claim, scale: Scale, arms: Arms) -> list[Finding]:
-    averages = find_claim("averaging")
-    rows = _averaging(averages, scale, arms)
-    return [finding for finding in rows if "average of" in finding.what]
+    return [row for row in _averaging(claim, scale, arms) if "average of" in row.what]
 
 
 Judge = Callable[[Claim, Scale, Arms], list[Finding]]

@@ -7,20 +7,31 @@ the command that would run it. Not here: verdicts (`judging.py`), how a figure l
 import json
 import shlex
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from alexnet.claims import BY_VALUE, CLAIMS, FIGURE_1_ERROR, Claim, Lines, find_claim
+from alexnet.claims import (
+    BY_VALUE,
+    CLAIMS,
+    FIGURE_1_ERROR,
+    PRETRAINED,
+    Claim,
+    Lines,
+    find_claim,
+)
 from alexnet.costs import SUSTAINED_FLOP_PER_S, table_2_costs
 from alexnet.drawing import COLOURS, INK, LINE, SOFT, chart, save, style
 from alexnet.errors import UserError
 from alexnet.files import write_text
-from alexnet.judging import Finding, arms_of, findings, verdict_of
+from alexnet.judging import MEASURES, Finding, arms_of, findings, verdict_of
 from alexnet.log import duration
 from alexnet.scales import Scale
 from alexnet.trials import read_lines, train_curve
+from alexnet.verdicts import FEWEST_PAIRS
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 VERDICT_COLOURS = {
@@ -30,6 +41,9 @@ VERDICT_COLOURS = {
     "-": SOFT,
 }
 BEGIN, END = "<!-- reproduction: summary -->", "<!-- /reproduction: summary -->"
+NOT_CLAIMED = {"-": "not claimed"}
+USUAL = f", {MEASURES['val/1']}"  # said once, above the figure
+SHARED_ROWS = ("table2",)  # rows that other claims have, too
 TOY = "toy"  # its figures mean nothing
 
 
@@ -42,13 +56,13 @@ def all_findings(lines: Lines) -> dict[Scale, dict[str, list[Finding]]]:
     for scale in sorted(scales, key=lambda scale: (scale.name, scale.full, scale.epochs)):
         own = {line["trial"]: line for line in lines.values() if line["asked"] == scale.as_dict()}
         shared = {**lines, **own}
-        by_claim = {claim.name: findings(claim, scale, shared) for claim in CLAIMS}
-        # Runs that no setting of the scale touches are told once, not for each way of asking.
-        new = {n: rows for n, rows in by_claim.items() if rows and rows not in told.get(n, [])}
-        for name, rows in new.items():
-            told.setdefault(name, []).append(rows)
-        if new:
-            found[scale] = new
+        for claim in CLAIMS:
+            rows = findings(claim, scale, shared)
+            # Runs that no setting of the scale touches are told once, not for each way of asking.
+            untitled = [replace(row, scale="") for row in rows]
+            if rows and untitled not in told.setdefault(claim.name, []):
+                told[claim.name].append(untitled)
+                found.setdefault(scale, {})[claim.name] = rows
     return found
 
 
@@ -142,7 +156,8 @@ def _claim_text(claim: Claim, found: Mapping[Scale, Mapping[str, Sequence[Findin
     parts = [
         f"## {claim.number}. {claim.name} (Section {claim.section})",
         "",
-        f"{claim.says}. Paper: {claim.paper}. Source: {claim.source}.",
+        f"{claim.says.removesuffix('?')}{'?' if claim.says.endswith('?') else '.'} "
+        f"Paper: {claim.paper}. Source: {claim.source}.",
         "",
     ]
     measured = {scale: rows[claim.name] for scale, rows in found.items() if claim.name in rows}
@@ -166,7 +181,7 @@ def ours(row: Finding) -> str:
     if row.unit == "share":
         mean, low, high = (f"{100 * (value or 0):.0f} %" for value in (row.mean, row.low, row.high))
         return f"{mean} ({low} to {high})"
-    sign = "+" if row.unit == "points" else ""
+    sign = "+" if row.unit.startswith("points") else ""
     mean = f"{row.mean:{sign}.2f}"
     if row.low is None or row.high is None:
         return mean
@@ -183,7 +198,7 @@ def command(claim: Claim, scale: Scale | None) -> str:
     words += ["--epochs", f"{scale.epochs:g}"] if scale.epochs else []
     words += ["--steps", str(scale.steps)] if scale.steps else []
     words += ["--precision", scale.precision] if scale.precision != "fp32" else []
-    words += ["--pretrain", scale.pretrain] if scale.pretrain else []
+    words += ["--pretrain", scale.pretrain] if scale.pretrain and claim.name in PRETRAINED else []
     return shlex.join(words)
 
 
@@ -238,44 +253,51 @@ def _figures(
 ) -> "dict[str, Figure | None]":
     rows = [row for by_claim in found.values() for group in by_claim.values() for row in group]
     return {
-        "differences": differences_figure([row for row in rows if row.unit == "points"]),
+        "differences": differences_figure(rows),
         "figure-1": figure_1(lines, found),
         "colour-of-kernels": kernels_figure(lines, found),
-        "stalls": shares_figure([row for row in rows if row.claim == "stall"]),
+        "stalls": stalls_figure(lines, found),
     }
 
 
 def differences_figure(rows: Sequence[Finding]) -> "Figure | None":
-    """All differences with their intervals; hollow diamonds are the paper's."""
-    shown = [row for row in rows if row.low is not None and row.high is not None]
-    if not shown:
+    """Differences of three pairs or more, a panel for each scale; diamonds are the paper's."""
+    panels: dict[str, list[Finding]] = {}
+    for row in rows:
+        if row.unit == "points" and row.n >= FEWEST_PAIRS and row.claim not in SHARED_ROWS:
+            panels.setdefault(row.scale, []).append(row)
+    if not panels:
         return None
+    heights = [len(group) + 1.6 for group in panels.values()]
     with style():
-        title = "Differences in points of error, with 95 % intervals; diamonds are the paper's"
-        figure = chart(10.4, 0.8 + 0.26 * len(shown), title)
-        axes = figure.subplots()
-        axes.axvline(0, color=INK, linewidth=0.8)
-        for place, row in enumerate(shown):
-            colour = VERDICT_COLOURS[row.verdict]
-            axes.plot([row.low or 0.0, row.high or 0.0], [place, place], color=colour, linewidth=2)
-            axes.plot([row.mean], [place], "o", color=colour, markersize=5)
-            if row.paper != "-":
-                axes.plot(
-                    [float(row.paper)],
-                    [place],
-                    "D",
-                    markersize=5,
-                    markerfacecolor="none",
-                    markeredgecolor=INK,
-                )
-        labels = [f"{row.claim}: {row.what} ({row.scale}, n = {row.n:,})" for row in shown]
-        axes.set_yticks(range(len(shown)), labels)
-        axes.set_ylim(len(shown) - 0.4, -0.6)
-        axes.grid(axis="x")
+        title = "Differences in points of top-1 error, with 95 % intervals; diamonds: the paper's"
+        figure = chart(10.0, 1.0 + 0.23 * sum(heights), title)
+        several = figure.subplots(
+            len(panels), 1, sharex=True, squeeze=False, height_ratios=heights
+        )[:, 0]
+        for axes, (scale, group) in zip(several, panels.items(), strict=True):
+            _draw_differences(axes, scale, group)
         for verdict, colour in VERDICT_COLOURS.items():
-            axes.plot([], [], color=colour, linewidth=2, label=verdict.replace("-", "not claimed"))
+            several[0].plot(
+                [], [], color=colour, linewidth=2, label=NOT_CLAIMED.get(verdict, verdict)
+            )
         figure.legend(loc="outside lower center", ncols=4, frameon=False)
     return figure
+
+
+def _draw_differences(axes: "Axes", title: str, rows: Sequence[Finding]) -> None:
+    axes.axvline(0, color=INK, linewidth=0.8)
+    for place, row in enumerate(rows):
+        colour = VERDICT_COLOURS[row.verdict]
+        axes.plot([row.low or 0.0, row.high or 0.0], [place, place], color=colour, linewidth=2)
+        axes.plot([row.mean], [place], "o", color=colour, markersize=5)
+        if row.paper != "-":
+            diamond = axes.plot([float(row.paper)], [place], "D", markersize=5)[0]
+            diamond.set(markerfacecolor="none", markeredgecolor=INK)
+    labels = [f"{row.claim}: {row.what.removesuffix(USUAL)} (n = {row.n:,})" for row in rows]
+    axes.set_yticks(range(len(rows)), labels)
+    axes.set(ylim=(len(rows) - 0.4, -0.6), title=title)
+    axes.grid(axis="x")
 
 
 def figure_1(
@@ -349,24 +371,33 @@ def kernels_figure(
     return figure
 
 
-def shares_figure(rows: Sequence[Finding]) -> "Figure | None":
-    """Share of runs that are still at ln(classes), with Wilson intervals."""
-    if not rows:
+def stalls_figure(
+    lines: Lines, found: Mapping[Scale, Mapping[str, Sequence[Finding]]]
+) -> "Figure | None":
+    """When each run left ln(classes): a point for each seed, crosses for those that never did."""
+    scale = next((scale for scale, rows in found.items() if "stall" in rows), None)
+    if scale is None:
         return None
+    arms = arms_of(find_claim("stall"), scale, lines)
     with style():
-        figure = chart(7.4, 0.8 + 0.26 * len(rows), "Runs that are still at ln(classes)")
+        title = f"When the loss leaves ln(classes), {scale.title}; crosses: it does not"
+        figure = chart(7.4, 0.9 + 0.3 * len(arms), title)
         axes = figure.subplots()
-        for place, row in enumerate(rows):
-            axes.plot(
-                [row.low or 0.0, row.high or 0.0],
-                [place, place],
-                color=COLOURS["blue"],
-                linewidth=2,
-            )
-            axes.plot([row.mean], [place], "o", color=COLOURS["blue"], markersize=5)
-        labels = [f"{row.what.partition(':')[0]} (n = {row.n})" for row in rows]
-        axes.set_yticks(range(len(rows)), labels)
-        axes.set(ylim=(len(rows) - 0.4, -0.6), xlim=(-0.02, 1.02), xlabel="share, 95 % interval")
+        for place, by_seed in enumerate(arms.values()):
+            runs = [line["results"] for line in by_seed.values()]
+            for number, run in enumerate(runs):
+                offset = 0.5 * (number / max(1, len(runs) - 1) - 0.5)
+                left = run["left_chance"]
+                mark, name = ("x", "vermillion") if left is None else ("o", "blue")
+                step = run["steps"] if left is None else left
+                axes.plot([step], [place + offset], mark, color=COLOURS[name], markersize=3.5)
+        labels = [
+            f"{arm} ({sum(line['results']['left_chance'] is None for line in runs.values())} of "
+            f"{len(runs)} stay)"
+            for arm, runs in arms.items()
+        ]
+        axes.set_yticks(range(len(arms)), labels)
+        axes.set(ylim=(len(arms) - 0.4, -0.6), xlim=(0, None), xlabel="step")
         axes.grid(axis="x")
     return figure
 

@@ -44,7 +44,9 @@ class Scale:
 
     @property
     def title(self) -> str:
-        return f"{self.name}, full size" if self.full and self.name != "imagenet" else self.name
+        """E.g. "imagenette, full size, 5 epochs"."""
+        full = ", full size" if self.full and self.name != "imagenet" else ""
+        return self.name + full + (f", {self.epochs:g} epochs" if self.epochs else "")
 
     @property
     def pretraining(self) -> str:

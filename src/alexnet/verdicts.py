@@ -63,7 +63,8 @@ def ratio_estimate(ratios: Sequence[float]) -> Estimate:
 def sign_flip_p(differences: Sequence[float]) -> float:
     """Two-sided p: how often a mean so far from 0 comes about if each sign were a coin's toss.
 
-    With n pairs it cannot be below 2 / 2**n: 0.0625 for five.
+    With n pairs it cannot be below 2 / 2**n: 0.0625 for five. Beyond EXACT_PAIRS random flips are
+    counted, the observed signs among them: never 0.
     """
     n = len(differences)
     if n == 0:
@@ -74,8 +75,34 @@ def sign_flip_p(differences: Sequence[float]) -> float:
     else:
         draw = random.Random(0)
         flips = [tuple(draw.choice((1, -1)) for _ in range(n)) for _ in range(RANDOM_FLIPS)]
+        flips.append((1,) * n)
     sums = [abs(math.fsum(s * d for s, d in zip(f, differences, strict=True))) for f in flips]
     return sum(total >= observed for total in sums) / len(flips)
+
+
+def median_interval(values: Sequence[float]) -> tuple[float, float, float] | None:
+    """The median and an interval of order statistics that covers it with 95 % or more.
+
+    Values may be infinite. None for fewer than six: no order statistics reach so far.
+    """
+    ordered, n = sorted(values), len(values)
+    below = 0  # values left out at each end
+    while 2 * _binomial_half(n, below) <= 1 - CONFIDENCE:
+        below += 1
+    if below == 0:
+        return None
+    return statistics.median(ordered), ordered[below - 1], ordered[n - below]
+
+
+def _binomial_half(n: int, most: int) -> float:
+    """P(X <= most) for n tosses of a coin."""
+    return math.ldexp(sum(math.comb(n, k) for k in range(most + 1)), -n)
+
+
+def mcnemar_p(only_first: int, only_second: int) -> float:
+    """Two-sided exact p of paired yes or no: pairs where only the one, or only the other, is."""
+    n = only_first + only_second
+    return min(1.0, 2 * _binomial_half(n, min(only_first, only_second))) if n else 1.0
 
 
 def verdict_above(found: Estimate, claimed: float) -> Verdict:
