@@ -555,6 +555,17 @@ def test_differences_have_a_panel_for_each_scale_and_need_three_pairs() -> None:
     assert reproduction.differences_figure([finding("three", 2)]) is None
 
 
+def test_the_summary_tells_what_is_claimed_with_its_number_and_n() -> None:
+    rows = [
+        finding("one", 5, what="no-lrn less control, validation error, one view", mean=3.44),
+        finding("one", 4, what="runs that part", unit="share", mean=0.2, verdict="undecided"),
+        finding("one", 5, what="batch-norm less control", verdict="-"),
+    ]
+    told = "no-lrn +3.44 **holds** (n = 5); runs that part 20 % **undecided** (n = 4)"
+    assert reproduction.in_short(rows) == told
+    assert reproduction.in_short(rows[2:]) == "measured; nothing is claimed"
+
+
 # --- Claim 17: what a single change does ----------------------------------------------------------
 
 

@@ -7,7 +7,7 @@ seed. Not here: statistics (`verdicts.py`), tables and figures (`reproduction.py
 
 import itertools
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -488,16 +488,3 @@ JUDGES: dict[str, Judge] = {
     "stall": _stalls,
     "table2": _table_2,
 }
-
-
-def verdict_of(found: Sequence[Finding]) -> str:
-    """Of a claim at one scale: its findings' common verdict, or each with its count."""
-    verdicts = [finding.verdict for finding in found if finding.verdict != "-"]
-    if not verdicts:
-        return "not decided by a test" if found else "not run"
-    if len(set(verdicts)) == 1:
-        return verdicts[0]
-    return ", ".join(
-        f"{verdict} ({verdicts.count(verdict)} of {len(verdicts)})"
-        for verdict in dict.fromkeys(sorted(verdicts))
-    )

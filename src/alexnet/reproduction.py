@@ -24,7 +24,7 @@ from alexnet.costs import SUSTAINED_FLOP_PER_S, table_2_costs
 from alexnet.drawing import COLOURS, INK, LINE, SOFT, chart, save, style
 from alexnet.errors import UserError
 from alexnet.files import write_text
-from alexnet.judging import MEASURES, Finding, arms_of, findings, verdict_of
+from alexnet.judging import MEASURES, Finding, arms_of, findings
 from alexnet.log import duration
 from alexnet.scales import Scale
 from alexnet.trials import read_lines, train_curve
@@ -126,19 +126,35 @@ def page_text(
 
 
 def summary_table(found: Mapping[Scale, Mapping[str, Sequence[Finding]]]) -> str:
-    """A row for each claim: what it says, the paper's figure, and the verdict at each scale."""
-    rows = ["| claim | section | the paper | verdict here |", "|---|---|---|---|"]
+    """A row for each claim: what it says, the paper's figure, and what holds at each scale."""
+    rows = ["| claim | section | the paper | here |", "|---|---|---|---|"]
     for claim in CLAIMS:
-        verdicts = [
-            f"{scale.title}: {verdict_of(by_claim[claim.name])}"
+        here = [
+            f"{scale.title}: {in_short(by_claim[claim.name])}"
             for scale, by_claim in found.items()
             if claim.name in by_claim
         ]
         rows.append(
             f"| {claim.number}. {claim.says} | {claim.section} | {claim.paper} "
-            f"| {'; '.join(verdicts) or 'not run yet'} |"
+            f"| {'<br>'.join(here) or 'not run yet'} |"
         )
     return "\n".join(rows)
+
+
+def in_short(rows: Sequence[Finding]) -> str:
+    """E.g. "no-lrn +3.44 **holds** (n = 5)", of all findings that a claim is about."""
+    claimed = [row for row in rows if row.verdict != "-"]
+    return (
+        "; ".join(
+            f"{_short_words(row)} {ours(row).partition(' (')[0]} **{row.verdict}** (n = {row.n:,})"
+            for row in claimed
+        )
+        or "measured; nothing is claimed"
+    )
+
+
+def _short_words(row: Finding) -> str:
+    return row.what.removesuffix(USUAL).replace(" less control", "")
 
 
 def short_summary(found: Mapping[Scale, Mapping[str, Sequence[Finding]]]) -> str:
