@@ -52,6 +52,7 @@ def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
     names = [claim.name for claim in CLAIMS if claim.name != "baselines"]
     with pytest.MonkeyPatch.context() as patch, shared_cache(tmp_path_factory):
         patch.setattr(claims, "FIGURE_1_RATES", (0.001, 0.01))
+        patch.setattr(claims, "WIDER", 0)
         patch.setattr(claims, "FIGURE_1_EPOCHS", 1.0)
         patch.setattr(claims, "STALL_ARMS", claims.STALL_ARMS[:2])
         patch.setattr(claims, "STALL_STEPS", 12)
@@ -63,6 +64,7 @@ def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def few(monkeypatch: pytest.MonkeyPatch) -> None:
     """The settings that `out` was made with."""
     monkeypatch.setattr(claims, "FIGURE_1_RATES", (0.001, 0.01))
+    monkeypatch.setattr(claims, "WIDER", 0)
     monkeypatch.setattr(claims, "STALL_ARMS", claims.STALL_ARMS[:2])
     monkeypatch.setattr(claims, "STALL_STEPS", 12)
 
@@ -457,6 +459,27 @@ def test_random_kernels_part_in_one_run_of_twenty() -> None:
     draw = np.random.default_rng(1)
     parted = [colour_index(draw.normal(size=(16, 3, 3, 3)), 0).parted_p < 0.05 for _ in range(60)]
     assert 1 <= sum(parted) <= 8
+
+
+@pytest.mark.parametrize(
+    ("best", "tried"),
+    [
+        (0.003, [0.0003, 0.001, 0.003, 0.01]),
+        (0.01, [0.0003, 0.001, 0.003, 0.01, 0.03]),
+        (0.03, [0.0003, 0.001, 0.003, 0.01, 0.03, 0.1]),
+        (0.1, [0.0003, 0.001, 0.003, 0.01, 0.03, 0.1]),
+        (0.0001, [0.00003, 0.0001, 0.0003, 0.001, 0.003, 0.01]),
+    ],
+)
+def test_a_search_goes_on_where_its_best_rate_is_the_last(best: float, tried: list[float]) -> None:
+    scale, lines = Scale("cifar10"), {}
+    for _ in range(4):  # what is planned runs, and is planned anew with its lines
+        for trial in claims.nonlinearities(scale, [], lines):
+            away = abs(math.log(trial.recipe.optimizer.lr / best))
+            curve = [["train", 10.0, round(3000 + 100 * away), 5000]]
+            lines[trial.name] = {"results": {"curve": curve}}
+    rates = [trial.recipe.optimizer.lr for trial in claims.nonlinearities(scale, [0], lines)]
+    assert rates == [*tried, best] * 2
 
 
 def test_epochs_to_an_error_lie_between_two_evaluations() -> None:

@@ -8,8 +8,10 @@ in short; docs/fidelity.md names each claim beside its sentence.
 Not here: what the lines of the runs mean (`judging.py`), and in which order they are made.
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal, NamedTuple
 
 from alexnet.config import Recipe, diff
@@ -117,6 +119,8 @@ def settings(**arms: dict[str, dict[str, Any]]) -> Plan:
 FIGURE_1_ERROR = 25.0  # percent of the training pictures
 # Stated before the search: half-decades around the 0.001 of the source's CIFAR-10 networks.
 FIGURE_1_RATES = (0.0003, 0.001, 0.003, 0.01)
+# Where the best is the last of them, the search goes on beyond it: so many half-decades at most.
+WIDER = 2
 SEARCH_SEED = 1000  # no seed that is compared
 FIGURE_1_EPOCHS, SEARCH_EPOCHS = 40.0, 10.0  # at most: a training ends where it gets to 25 %
 
@@ -124,21 +128,44 @@ FIGURE_1_EPOCHS, SEARCH_EPOCHS = 40.0, 10.0  # at most: a training ends where it
 def nonlinearities(scale: Scale, seeds: Sequence[int], lines: Lines) -> Trials:
     """Figure 1: a search for the rate of each, then the paired runs at the best ones.
 
-    The best rate is the one that gets to 25 % in the fewest epochs, or is nearest to it when the
-    search ends. Rates are constant, so a search is the beginning of a longer run.
+    Rates are constant, so a run of the search is the beginning of a longer one.
     """
-    trials = []
+    trials: Trials = []
     usual = FIGURE_1_EPOCHS if scale.name == "cifar10" else scale.control().schedule.epochs
     epochs = scale.epochs or usual
     shorter = min(epochs, SEARCH_EPOCHS)
     for arm in ("relu", "tanh"):
-        search = [_figure1(scale, arm, SEARCH_SEED, rate, shorter) for rate in FIGURE_1_RATES]
+        trial_at = partial(_figure1, scale, arm, SEARCH_SEED, epochs=shorter)
+        search, best = _searched(trial_at, lines)
         trials += search
-        if all(trial.name in lines for trial in search):
-            best = min(search, key=lambda trial: _reaches(lines[trial.name]))
-            rate = best.recipe.optimizer.lr
-            trials += [_figure1(scale, arm, seed, rate, epochs) for seed in seeds]
+        if best is not None:
+            trials += [_figure1(scale, arm, seed, best, epochs) for seed in seeds]
     return trials
+
+
+def _searched(trial_at: Callable[[float], Trial], lines: Lines) -> tuple[Trials, float | None]:
+    """The trials of a search, and the best rate once they are done.
+
+    It is the one that gets to 25 % in the fewest epochs, or is nearest to it when the search ends.
+    """
+    rates = list(FIGURE_1_RATES)
+    while True:
+        search = [trial_at(rate) for rate in rates]
+        if not all(trial.name in lines for trial in search):
+            return search, None
+        best = min(rates, key=lambda rate: _reaches(lines[trial_at(rate).name]))
+        if best == rates[0] and best > _half_decades(FIGURE_1_RATES[0], -WIDER):
+            rates.insert(0, _half_decades(best, -1))
+        elif best == rates[-1] and best < _half_decades(FIGURE_1_RATES[-1], WIDER):
+            rates.append(_half_decades(best, 1))
+        else:
+            return search, best
+
+
+def _half_decades(rate: float, count: int) -> float:
+    """So many steps from a rate along ... 0.001, 0.003, 0.01, 0.03 ..."""
+    place = round(2 * math.log10(rate)) + count
+    return float(f"{3 if place % 2 else 1}e{place // 2}")
 
 
 def _reaches(line: Line) -> tuple[float, float]:
