@@ -23,7 +23,7 @@ from alexnet import campaign, claims, costs, judging, reproduction, trials
 from alexnet.claims import CLAIMS, Claim, find_claim
 from alexnet.errors import UserError
 from alexnet.findings import colour_index
-from alexnet.networks import NETWORKS
+from alexnet.networks import find_network
 from alexnet.reproducing import budget_seconds
 from alexnet.scales import Scale, scale_of
 from alexnet.stopping import EXIT_STOPPED
@@ -195,8 +195,7 @@ def test_each_claim_has_paired_trials_at_every_scale(claim: Claim, scale: Scale)
     assert len(set(names)) == len(names) or claim.name == "table2"
     assert {trial.name for trial in one} <= set(names)
     for trial in two:
-        network = trial.recipe.network.name
-        assert network.split("/")[0] in NETWORKS
+        find_network(trial.recipe.network.name)
         assert set(trial.of) <= set(names)
 
 
@@ -299,6 +298,34 @@ def test_a_budget_takes_whole_pairs_and_refuses_less_than_one(
     assert campaign_of(tmp_path, "overlap", seeds=5, budget=100.0).run() == 2
     seeds = sorted((line["arm"], line["seed"]) for line in read_lines(tmp_path).values())
     assert seeds == [("control", 0), ("no-overlap", 0)]
+
+
+@pytest.mark.slow
+def test_a_failure_of_one_worker_loses_nothing_of_the_other(tmp_path: Path) -> None:
+    apart = campaign_of(tmp_path, "views", seeds=2)
+    apart.devices = ("cpu", "cpu")
+    second = claims.control(TOY, 1)
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / second.name).write_text("a file where a folder has to be")
+    with pytest.raises((UserError, OSError)):
+        apart.run()
+    (tmp_path / "runs" / second.name).unlink()
+    before = read_lines(tmp_path)
+    assert apart.run() == 2 - len(before)
+    assert len(read_lines(tmp_path)) == 2
+
+
+def test_what_reads_a_training_that_diverged_is_left_out_and_told(
+    out: Path, tmp_path: Path
+) -> None:
+    line = read_lines(out)[claims.control(TOY, 0).name]
+    line["results"] |= {"diverged": True, "errors": {}}
+    (tmp_path / "results.jsonl").write_text(json.dumps(line) + "\n")
+    told: list[str] = []
+    one = campaign_of(tmp_path, "neighbours")
+    one.say = told.append
+    assert one.run() == 0
+    assert told[-1].endswith(f"is left out: {line['trial']} diverged")
 
 
 @pytest.mark.slow
@@ -407,6 +434,9 @@ def test_the_plan_tells_what_is_missing_and_runs_nothing(out: Path) -> None:
         (["overlap", "--scale", "toy", "--budget", "soon"], "written 90s, 30m or 2h"),
         (["overlap", "--scale", "toy", "--budget", "0.001s"], "too small: one pair"),
         (["overlap", "--scale", "toy", "--seeds", "0"], "at least one"),
+        (["overlap", "--scale", "toy", "--epochs", "nan"], "--epochs is nan"),
+        (["overlap", "--scale", "toy", "--epochs", "-1", "--plan"], "--epochs is -1"),
+        (["overlap", "--scale", "toy", "--threads", "-1"], "--threads is -1"),
         (["overlap", "--scale", "toy", "--full"], "224 pixels"),
         (["overlap", "--scale", "toy", "--devices", "abacus"], "abacus"),
         (["--report"], "has no results yet"),
@@ -459,6 +489,41 @@ def test_random_kernels_part_in_one_run_of_twenty() -> None:
     draw = np.random.default_rng(1)
     parted = [colour_index(draw.normal(size=(16, 3, 3, 3)), 0).parted_p < 0.05 for _ in range(60)]
     assert 1 <= sum(parted) <= 8
+
+
+def figure_1_line(arm: str, rate: float, seed: int, epochs: float, end: int | None) -> trials.Line:
+    """A training that gets to 25 % at epoch `end`, or stays above."""
+    trial = claims._figure1(Scale("cifar10"), arm, seed, rate, epochs)
+    curve = [["train", epoch, 30 if epoch != end else 25, 100] for epoch in range(1, 41)]
+    results = {"curve": curve, "epochs": epochs}
+    return {"trial": trial.name, "seed": seed, "results": results, "settings": trial.settings()}
+
+
+@pytest.mark.parametrize(
+    ("relu", "tanh", "ratio", "size", "words"),
+    [
+        (5, 35, 7.0, "larger here", "0.01"),
+        (5, None, 8.0, "-", "3 of tanh and 0 of ReLU never got there"),
+        (None, 20, 0.5, "-", "0 of tanh and 3 of ReLU never got there"),
+        (None, None, 1.0, "-", "3 of tanh and 3 of ReLU never got there"),
+    ],
+)
+def test_who_never_gets_to_25_percent_counts_with_all_its_epochs(
+    relu: int | None, tanh: int | None, ratio: float, size: str, words: str
+) -> None:
+    lines = {}
+    for arm, best in (("relu", 0.003), ("tanh", 0.003)):
+        for rate in claims.FIGURE_1_RATES:
+            line = figure_1_line(arm, rate, claims.SEARCH_SEED, 10.0, 5 if rate == best else None)
+            lines[line["trial"]] = line
+    for seed in range(3):
+        for arm, end in (("relu", relu), ("tanh", tanh)):
+            line = figure_1_line(arm, 0.003, seed, 40.0, end)
+            lines[line["trial"]] = line
+    (found,) = judging.findings(find_claim("relu"), Scale("cifar10"), lines)
+    assert found.mean == pytest.approx(ratio)
+    assert (found.n, found.size) == (3, size)
+    assert words in found.note
 
 
 @pytest.mark.parametrize(
@@ -594,14 +659,19 @@ def test_the_summary_tells_what_is_claimed_with_its_number_and_n() -> None:
 
 def stall_line(arm: claims.StallArm, seed: int, left: int | None) -> trials.Line:
     trial = claims._stall_trial(TOY, arm, seed)
-    results = {"left_chance": left, "steps": 200}
-    return {"trial": trial.name, "seed": seed, "results": results}
+    results = {"left_chance": left, "steps": 200 if left else 0}  # a training that diverged: 0
+    return {"trial": trial.name, "seed": seed, "results": results, "settings": trial.settings()}
 
 
 def test_a_single_change_is_one_step_away_from_the_paper() -> None:
     paper = claims.StallArm()
-    assert judging.single_change(paper, paper._replace(classes=100)) == "10 classes -> 100"
-    assert judging.single_change(paper._replace(classes=100), paper) is None
+    hundred = paper._replace(pictures="shapes", classes="100-classes")
+    ten = paper._replace(pictures="shapes")
+    assert judging.single_change(ten, hundred) == "10 classes -> 100"
+    assert judging.single_change(paper, ten) == "these pictures -> shapes"
+    assert judging.single_change(hundred, ten) is None
+    assert judging.single_change(paper, hundred) is None
+    assert judging.single_change(paper, claims.StallArm("source")) is None
     assert judging.single_change(paper, paper) is None
     two = paper._replace(norm="norm-first", dropout="inverted")
     assert judging.single_change(paper, two) is None
@@ -619,21 +689,49 @@ def test_what_decides_a_stall_is_told_with_its_counts_and_steps() -> None:
     made += [stall_line(inverted, seed, 2 * (50 + seed)) for seed in range(8)]
     rows = judging.findings(find_claim("stall"), TOY, {line["trial"]: line for line in made})
     by_name = {row.what: row for row in rows}
-    stays = by_name["paper-start-unit-input-10-plain: runs at ln(classes)"]
+    stays = by_name["paper-start-unit-input-plain: runs at ln(classes)"]
     assert (stays.mean, stays.n) == (1.0, 8)
-    printed = by_name["paper-start-10-plain: runs at ln(classes)"]
+    printed = by_name["paper-start-plain: runs at ln(classes)"]
     assert printed.verdict == "holds"
     assert "median step 54 (50 to 57)" in printed.note  # 8 values: the extremes cover 99.2 %
-    pixels = by_name["paper-start-10-plain: pixels to 255 -> of unit scale, steps to leave"]
+    pixels = by_name["paper-start-plain: pixels to 255 -> of unit scale, steps to leave"]
     assert "0 of 8 before, 8 of 8 after: decides (McNemar's p = 0.0078)" in pixels.note
-    dropout = by_name["paper-start-10-plain: plain dropout -> inverted, steps to leave"]
+    dropout = by_name["paper-start-plain: plain dropout -> inverted, steps to leave"]
     assert dropout.mean == pytest.approx(2.0)
     assert "decides" not in dropout.note
     assert len(rows) == 5
 
 
 def test_a_change_between_runs_that_all_stay_is_not_told() -> None:
-    arms = (claims.StallArm(classes=100), claims.StallArm(classes=100, dropout="inverted"))
-    made = [stall_line(arm, seed, None) for arm in arms for seed in range(4)]
+    ten = claims.StallArm(pictures="shapes")
+    made = [
+        stall_line(arm, seed, None)
+        for arm in (ten, ten._replace(dropout="inverted"))
+        for seed in range(4)
+    ]
     rows = judging.findings(find_claim("stall"), TOY, {line["trial"]: line for line in made})
     assert [row.verdict for row in rows] == ["does not hold here", "-"]
+
+
+@pytest.mark.parametrize(
+    "scale", [TOY, Scale("imagenette"), Scale("imagenette", full=True), Scale("imagenet")]
+)
+def test_stalls_are_of_networks_that_exist_trained_as_printed(scale: Scale) -> None:
+    trials = {trial.arm: trial for trial in claims.stalls(scale, [0], {})}
+    for trial in trials.values():
+        find_network(trial.recipe.network.name)
+        assert trial.recipe.optimizer.bias_lr == trial.recipe.optimizer.lr  # the source doubles it
+    if scale.is_full:
+        paper = find_network("paper")
+        assert find_network(trials["paper-start-plain"].recipe.network.name).layers == paper.layers
+        assert trials["source-inverted"].recipe.network.name == "source"
+
+
+def test_runs_on_other_pictures_have_other_names_and_say_so() -> None:
+    names = set()
+    for pretrain in ("birds", "cars"):
+        scale = Scale("imagenette", pretrain=pretrain)
+        before = next(t for t in claims.transfer(scale, [0], {}) if t.arm == "pretraining")
+        assert before.settings()["data"]["dataset"] == pretrain
+        names.add(before.name)
+    assert len(names) == 2

@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from alexnet import verdicts
+from alexnet.metrics import wilson_interval
 from alexnet.verdicts import Estimate, estimate, sign_flip_p, verdict_above, verdict_at_most
 
 scipy_stats = pytest.importorskip("scipy.stats")
@@ -105,10 +106,21 @@ def test_no_worse_is_decided_by_a_margin(found: Estimate, verdict: str) -> None:
     assert verdict_at_most(found, 0.5) == verdict
 
 
-def test_most_runs_are_decided_by_the_interval_of_their_share() -> None:
-    assert verdicts.verdict_share(0.6, 1.0, 5) == "holds"
-    assert verdicts.verdict_share(0.0, 0.4, 5) == "does not hold here"
-    assert verdicts.verdict_share(0.3, 0.8, 5) == "undecided"
+@pytest.mark.parametrize(
+    ("count", "n", "verdict"),
+    [
+        (2, 2, "undecided"),
+        (3, 3, "holds"),
+        (20, 20, "holds"),
+        (19, 20, "undecided"),  # up to 99 % may be so
+        (17, 20, "undecided"),
+        (12, 20, "does not hold here"),
+        (1, 5, "does not hold here"),
+        (0, 3, "does not hold here"),
+    ],
+)
+def test_every_run_has_to_be_so(count: int, n: int, verdict: str) -> None:
+    assert verdicts.verdict_every(count, n, wilson_interval(count, n)[1]) == verdict
 
 
 def test_the_papers_size_agrees_when_it_is_in_the_interval() -> None:

@@ -87,9 +87,18 @@ class Campaign:
             began = time.monotonic()
             if self.budget is not None:
                 self._check_budget(self.budget)
-            if len(self.devices) == 1:
-                return self._run_here(began)
-            return self._run_apart(began)
+            run = self._run_here if len(self.devices) == 1 else self._run_apart
+            done = run(began)
+            self._tell_left_out()
+            return done
+
+    def _tell_left_out(self) -> None:
+        lines = read_lines(self.place.out)
+        for block in blocks(self.claims, self.scale, self.seeds, lines):
+            for trial in block.trials:
+                for name in filter(lines.__contains__, trial.of):
+                    if lines[name]["results"].get("diverged"):
+                        self.say(f"{trial.name} is left out: {name} diverged")
 
     def plan(self) -> list[dict[str, Any]]:
         """What is missing, claim by claim in order, with estimates; what is shared counts once.
@@ -149,11 +158,15 @@ class Campaign:
                     left -= cost
                     affordable.append(block)
             waiting = affordable
+
+        def there(name: str) -> bool:  # what diverged has left nothing to read
+            return name in lines and not lines[name]["results"].get("diverged")
+
         return [
             (block, trial)
             for block in waiting
             for trial in block.trials
-            if trial.name not in running and all(name in lines for name in trial.of)
+            if trial.name not in running and all(map(there, trial.of))
         ]
 
     def _left(self, ready: Sequence[tuple[Block, Trial]]) -> str:
@@ -187,11 +200,7 @@ class Campaign:
 
         def pass_on(number: int) -> None:
             asked.append(number)
-            for worker in multiprocessing.active_children():
-                if (
-                    worker.pid is not None
-                ):  # what a terminal has asked already takes it for one wish
-                    os.kill(worker.pid, signal.SIGINT)
+            _stop_workers()
 
         context = multiprocessing.get_context("spawn")
         pools = [
@@ -211,13 +220,16 @@ class Campaign:
     def _run_on(
         self, pools: Sequence[ProcessPoolExecutor], began: float, asked: Sequence[int]
     ) -> int:
-        """Hand out trials until none is left, or until `asked` to stop."""
+        """Hand out trials until none is left, one fails, or until `asked` to stop.
+
+        What is under way then saves itself, or is kept if it ends; the first failure is raised.
+        """
         threads = max(1, available_cores() // len(self.devices))
         running: dict[str, Block] = {}
         work: dict[Future[Line], tuple[int, str]] = {}
-        free, done = list(range(len(pools))), 0
+        free, done, failures = list(range(len(pools))), 0, list[Exception]()
         while True:
-            ready = [] if asked else self._ready(began, running)
+            ready = [] if asked or failures else self._ready(began, running)
             for block, trial in ready[: len(free)]:
                 worker = free.pop()
                 device = self.devices[worker]
@@ -228,30 +240,43 @@ class Campaign:
                 running[trial.name] = block
                 work[pools[worker].submit(_carry_out_apart, trial, place)] = (worker, trial.name)
             if not work:
+                if failures:
+                    raise failures[0]
                 return done
             finished, _ = wait(work, return_when=FIRST_COMPLETED)
             for future in finished:
                 worker, name = work.pop(future)
-                with contextlib.suppress(KeyboardInterrupt), _explained(name):
+                try:
                     self._keep(future.result())
                     done += 1
+                except KeyboardInterrupt:
+                    pass  # it has saved itself
+                except BrokenProcessPool:
+                    failures.append(_killed(name))
+                except Exception as error:
+                    failures.append(error)
                 del running[name]
                 free.append(worker)
+            if failures and not asked:
+                _stop_workers()
 
     def _keep(self, line: Line) -> None:
         append_line(self.place.out, {**line, "asked": self.scale.as_dict()})
         self.say(f"{line['trial']}: done in {duration(line['seconds'])}")
 
 
-@contextlib.contextmanager
-def _explained(name: str) -> Iterator[None]:
-    try:
-        yield
-    except BrokenProcessPool:
-        raise UserError(
-            f"the process of {name} was killed, mostly for want of memory; "
-            "the same command goes on, with fewer --devices in less"
-        ) from None
+def _stop_workers() -> None:
+    """Those that a terminal has asked already take it for one wish."""
+    for worker in multiprocessing.active_children():
+        if worker.pid is not None:
+            os.kill(worker.pid, signal.SIGINT)
+
+
+def _killed(name: str) -> UserError:
+    return UserError(
+        f"the process of {name} was killed, mostly for want of memory; "
+        "the same command goes on, with fewer --devices in less"
+    )
 
 
 _at_work = threading.Event()  # in a worker: it has a trial

@@ -5,6 +5,7 @@ Not here: the claims (`claims.py`), the queue (`campaign.py`), the report (`repr
 
 import functools
 import json
+import math
 import re
 import sys
 from pathlib import Path
@@ -87,6 +88,9 @@ def reproduce(
     chosen = ordered_by_value() if everything else [find_claim(text) for text in claims]
     if seeds is not None and seeds < 1:
         raise UserError(f"--seeds is {seeds}; a comparison needs at least one")
+    for option, value in (("--epochs", epochs), ("--steps", steps), ("--threads", threads)):
+        if not (math.isfinite(value) and value >= 0):
+            raise UserError(f"{option} is {value}; it is 0, for what is usual, or more")
     seconds = None if budget is None else budget_seconds(budget)
     found, places = scale_of(
         scale,

@@ -44,9 +44,15 @@ class Scale:
 
     @property
     def title(self) -> str:
-        """E.g. "imagenette, full size, 5 epochs"."""
-        full = ", full size" if self.full and self.name != "imagenet" else ""
-        return self.name + full + (f", {self.epochs:g} epochs" if self.epochs else "")
+        """E.g. "imagenette, full size, 5 epochs, bf16"."""
+        parts = [
+            self.name,
+            "full size" if self.full and self.name != "imagenet" else "",
+            f"{self.epochs:g} epochs" if self.epochs else "",
+            f"{self.steps} steps" if self.steps else "",
+            self.precision if self.precision != "fp32" else "",
+        ]
+        return ", ".join(filter(None, parts))
 
     @property
     def pretraining(self) -> str:
@@ -116,5 +122,9 @@ def scale_of(name: str, **settings: Any) -> tuple[Scale, dict[str, str]]:
     path = Path(name).expanduser()
     if data is not None or not path.exists():
         raise UserError(f"no scale or folder {name!r}{suggest(name, NAMES)}")
+    if path.resolve().name in NAMES:
+        raise UserError(
+            f"the folder {name} has the name of another scale: rename it, or give it as --data"
+        )
     scale = Scale(path.resolve().name, **settings)
     return scale, places | {scale.name: str(path)}

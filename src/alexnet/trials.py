@@ -78,7 +78,6 @@ class Trial:
         """What decides the outcome: the recipe without names of files and of machines."""
         decisive = self.recipe.as_dict()
         del decisive["name"], decisive["base"]
-        decisive["data"]["dataset"] = self.scale
         for setting in NOT_DECISIVE:
             del decisive["system"][setting]
         return decisive
@@ -124,7 +123,7 @@ def carry_out(trial: Trial, place: Place, progress: Callable[[str], None] = prin
         "baseline": _baseline,
     }[trial.kind]
     results = work(trial, place, progress)
-    seconds = time.perf_counter() - began
+    seconds = time.perf_counter() - began + results.pop("earlier_seconds", 0.0)
     facts = environment(find_device(place.device))
     versions = {key: facts[key] for key in ("alexnet", "commit", "torch", "device", "cpu")}
     return {
@@ -180,6 +179,7 @@ def _trained(trial: Trial, place: Place, progress: Callable[[str], None]) -> Lin
             "epochs": summary["epochs"],
             "steps": summary["steps"],
             "images_per_second": round(summary["images_per_second"], 1),
+            "earlier_seconds": _earlier_seconds(run, recipe, summary["images_per_second"]),
             **_measured(run, dataset, recipe),
         }
     except Diverged:
@@ -188,6 +188,12 @@ def _trained(trial: Trial, place: Place, progress: Callable[[str], None]) -> Lin
     for folder in ("checkpoints", "tensorboard"):
         shutil.rmtree(run / folder, ignore_errors=True)
     return results
+
+
+def _earlier_seconds(run: Path, recipe: Recipe, images_per_second: float) -> float:
+    """What the steps before an interruption took, at the rate of those after it."""
+    begun = [e["step"] for e in read_log(run / "log.jsonl") if e["event"] in ("start", "resume")]
+    return float(begun[-1] * recipe.optimizer.batch_size / images_per_second)
 
 
 class _Lines(io.StringIO):
@@ -369,6 +375,8 @@ def error_of(line: Line, what: str = "val/1") -> float:
         return 100.0
     if what == "gap":
         return error_of(line) - error_of(line, "train")
+    if what == "val/10" and line["kind"] == "baseline":  # it has no views
+        what = "val/1"
     counts = results["train_error"] if what == "train" else results["errors"][what]
     return 100.0 * float(counts["top1_wrong"]) / int(counts["images"])
 

@@ -19,6 +19,7 @@ CONFIDENCE = 0.95
 FEWEST_PAIRS = 3
 EXACT_PAIRS = 14  # sign flips are counted one by one up to here: 2**14
 RANDOM_FLIPS = 20_000
+NEARLY_EVERY = 0.9  # a share below it is not "every run", whatever a test may have missed
 
 Verdict = Literal["holds", "does not hold here", "undecided"]
 
@@ -127,13 +128,13 @@ def verdict_at_most(found: Estimate, margin: float) -> Verdict:
     return "does not hold here" if found.low > margin else "undecided"
 
 
-def verdict_share(low: float, high: float, n: int) -> Verdict:
-    """Of a claim about most runs, from the Wilson interval of a share of `n` runs."""
+def verdict_every(count: int, n: int, high: float) -> Verdict:
+    """Of a claim about every run, which is so in `count` of `n`; `high` of its Wilson interval."""
     if n < FEWEST_PAIRS:
         return "undecided"
-    if low > 0.5:
+    if count == n:
         return "holds"
-    return "does not hold here" if high < 0.5 else "undecided"
+    return "does not hold here" if high < NEARLY_EVERY else "undecided"
 
 
 def size_words(found: Estimate, claimed: float | None) -> str:
