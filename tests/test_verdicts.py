@@ -127,6 +127,7 @@ def test_the_papers_size_agrees_when_it_is_in_the_interval() -> None:
     assert verdicts.size_words(Estimate(1.0, 0.5, 1.5, 5), 1.4) == "agrees"
     assert verdicts.size_words(Estimate(0.5, 0.3, 0.7, 5), 1.4) == "smaller here"
     assert verdicts.size_words(Estimate(3.0, 2.0, 4.0, 5), 1.4) == "larger here"
+    assert verdicts.size_words(Estimate(-3.0, -4.0, -2.0, 5), 1.4) == "other sign"
     assert verdicts.size_words(Estimate(3.0, 2.0, 4.0, 5), None) == "-"
 
 

@@ -143,6 +143,8 @@ def size_words(found: Estimate, claimed: float | None) -> str:
         return "-"
     if found.low <= claimed <= found.high:
         return "agrees"
+    if found.mean * claimed < 0:
+        return "other sign"
     return "smaller here" if abs(found.mean) < abs(claimed) else "larger here"
 
 
