@@ -167,7 +167,12 @@ def short_summary(found: Mapping[Scale, Mapping[str, Sequence[Finding]]]) -> str
     kept = [row for row in rows if int(row.removeprefix("| ").partition(".")[0]) in have_run]
     left = len(CLAIMS) - len(kept)
     return "\n".join(
-        [head, line, *kept, *["", f"{left} of {len(CLAIMS)} claims have not been run yet."] * (left > 0)]
+        [
+            head,
+            line,
+            *kept,
+            *["", f"{left} of {len(CLAIMS)} claims have not been run yet."] * (left > 0),
+        ]
     )
 
 
