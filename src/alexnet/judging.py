@@ -451,7 +451,7 @@ def _stalled(claim: Claim, scale: Scale, arm: StallArm, by_seed: Mapping[int, Li
     steps = [_steps_to_leave(line) for line in lines]
     n, stalled = len(steps), sum(map(math.isinf, steps))
     note = f"within {max(map(_most_steps, lines)):.0f} steps"
-    if (found := median_interval(steps)) is not None:
+    if stalled < n and (found := median_interval(steps)) is not None:
         middle, low, high = (f"{x:.0f}" if math.isfinite(x) else "later" for x in found)
         note += f"; median step {middle} ({low} to {high})"
     elif stalled < n:
