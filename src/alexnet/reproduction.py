@@ -367,9 +367,10 @@ def kernels_figure(
     lines: Lines, found: Mapping[Scale, Mapping[str, Sequence[Finding]]]
 ) -> "Figure | None":
     """Each kernel's share of colour by column, a row of points for each run (Figure 3)."""
-    scale = next((scale for scale, rows in found.items() if "kernels" in rows), None)
-    if scale is None:
+    scales = [scale for scale, rows in found.items() if "kernels" in rows]
+    if not scales:
         return None
+    scale = max(scales, key=lambda scale: scale.epochs)
     runs = arms_of(find_claim("kernels"), scale, lines).get("control", {})
     with style():
         title = f"Colour in the kernels of conv1, by column, {scale.title} (Figure 3)"
@@ -406,7 +407,7 @@ def stalls_figure(
         return None
     arms = arms_of(find_claim("stall"), scale, lines)
     with style():
-        title = f"When the loss leaves ln(classes), {scale.title}; crosses: it does not"
+        title = f"When the loss leaves ln(classes), {scale.title}"
         figure = chart(7.4, 0.9 + 0.3 * len(arms), title)
         axes = figure.subplots()
         for place, by_seed in enumerate(arms.values()):
@@ -423,7 +424,8 @@ def stalls_figure(
             for arm, runs in arms.items()
         ]
         axes.set_yticks(range(len(arms)), labels)
-        axes.set(ylim=(len(arms) - 0.4, -0.6), xlim=(0, None), xlabel="step")
+        axes.set(ylim=(len(arms) - 0.4, -0.6), xlim=(0, None))
+        axes.set_xlabel("step; crosses: not within the training")
         axes.grid(axis="x")
     return figure
 

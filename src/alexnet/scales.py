@@ -48,7 +48,7 @@ class Scale:
         parts = [
             self.name,
             "full size" if self.full and self.name != "imagenet" else "",
-            f"{self.epochs:g} epochs" if self.epochs else "",
+            f"{self.epochs:g} epoch{'s' * (self.epochs != 1)}" if self.epochs else "",
             f"{self.steps} steps" if self.steps else "",
             self.precision if self.precision != "fp32" else "",
         ]
