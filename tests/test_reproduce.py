@@ -12,6 +12,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
@@ -160,10 +161,12 @@ def test_the_sources_differences_are_those_of_its_log() -> None:
 
 
 @pytest.mark.usefixtures("few")
-@pytest.mark.parametrize("claim", CLAIMS, ids=lambda claim: claim.name)
+@pytest.mark.parametrize(
+    "claim",  # test_baselines.py runs the baselines
+    [claim for claim in CLAIMS if claim.name != "baselines"],
+    ids=lambda claim: claim.name,
+)
 def test_each_claim_runs_and_finds_something(claim: Claim, out: Path) -> None:
-    if claim.name == "baselines":
-        pytest.skip("test_baselines.py runs them")
     lines = read_lines(out)
     assert not campaign.blocks([claim], TOY, 1, lines), "something is left to do"
     found = judging.findings(claim, TOY, lines)
@@ -301,19 +304,35 @@ def test_a_budget_takes_whole_pairs_and_refuses_less_than_one(
     assert seeds == [("control", 0), ("no-overlap", 0)]
 
 
-@pytest.mark.slow
-def test_a_failure_of_one_worker_loses_nothing_of_the_other(tmp_path: Path) -> None:
-    apart = campaign_of(tmp_path, "views", seeds=2)
+class Pool:
+    """Hands out a future that has ended as it is told to."""
+
+    def __init__(self, end: Any) -> None:
+        self.end, self.asked = end, 0
+
+    def submit(self, *arguments: Any) -> "Future[Any]":
+        self.asked += 1
+        future: Future[Any] = Future()
+        if isinstance(self.end, BaseException):
+            future.set_exception(self.end)
+        else:
+            future.set_result(self.end)
+        return future
+
+
+@pytest.mark.parametrize("failing", [0, 1])
+def test_a_failure_of_one_worker_loses_nothing_of_the_other(
+    out: Path, tmp_path: Path, failing: int
+) -> None:
+    line = read_lines(out)[claims.control(TOY, 0).name]
+    pools: list[Any] = [Pool(line), Pool(line)]
+    pools[failing] = Pool(UserError("no space left"))
+    apart = campaign_of(tmp_path, "views", seeds=5)
     apart.devices = ("cpu", "cpu")
-    second = claims.control(TOY, 1)
-    (tmp_path / "runs").mkdir()
-    (tmp_path / "runs" / second.name).write_text("a file where a folder has to be")
-    with pytest.raises((UserError, OSError)):
-        apart.run()
-    (tmp_path / "runs" / second.name).unlink()
-    before = read_lines(tmp_path)
-    assert apart.run() == 2 - len(before)
-    assert len(read_lines(tmp_path)) == 2
+    with pytest.raises(UserError, match="no space left"):
+        apart._run_on(pools, time.monotonic(), [])
+    assert list(read_lines(tmp_path)) == [line["trial"]]
+    assert [pool.asked for pool in pools] == [1, 1]  # nothing new is begun after a failure
 
 
 def test_what_reads_a_training_that_diverged_is_left_out_and_told(

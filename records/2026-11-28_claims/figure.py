@@ -6,10 +6,9 @@ import statistics
 from collections import defaultdict
 from pathlib import Path
 
-import matplotlib
-
-matplotlib.use("Agg")
 import matplotlib.pyplot as plt
+
+from alexnet.trials import epochs_to, train_curve
 
 HERE = Path(__file__).parent
 STEPS = 200
@@ -35,7 +34,17 @@ def steps_to_leave() -> dict[str, list[int]]:
     return found
 
 
+def print_figure_1() -> None:
+    """Epochs to 25 % training error, or the lowest and the last error, of each run of claim 1."""
+    lines = map(json.loads, (HERE / "results.jsonl").read_text().splitlines())
+    for line in lines:
+        if "-rate-" in line["arm"]:
+            curve = [error for _, error in train_curve(line)]
+            print(line["trial"], epochs_to(line, 25.0), f"{min(curve):.1f} {curve[-1]:.1f}")
+
+
 def main() -> None:
+    print_figure_1()
     gradients, leaving = first_gradients(), steps_to_leave()
     figure, axes = plt.subplots(figsize=(7.4, 4.4), layout="constrained")
     for arm, gradient in sorted(gradients.items()):
