@@ -89,7 +89,7 @@ def test_fisher_vectors_are_the_gradients_of_the_mixtures_likelihood() -> None:
     np.testing.assert_allclose(found[0], expected.numpy(), atol=2e-4)
 
 
-@pytest.mark.parametrize("nonzeros", baselines.NONZEROS)
+@pytest.mark.parametrize("nonzeros", baselines.TRIED["sparse-coding"])
 def test_sparse_codes_are_scikit_learns_matching_pursuit(
     nonzeros: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -108,6 +108,50 @@ def test_sparse_codes_are_scikit_learns_matching_pursuit(
     )
     assert (np.count_nonzero(found.numpy(), axis=1) == nonzeros).all()
     np.testing.assert_allclose(found.numpy(), expected, atol=1e-3)
+
+
+def test_a_picture_keeps_the_largest_entry_of_each_sign_in_each_cell() -> None:
+    draw = np.random.default_rng(0)
+    sample = draw.normal(size=(400, 8)).astype(np.float32)
+    places = draw.uniform(size=(200, 2)).astype(np.float32)
+    codebook = baselines.SparseCodes(sample[:40], places[:40], {"nonzeros": 2}, 0)
+    described = baselines.Described(sample.reshape(2, 200, 8), places)
+    unit = codebook._reduced(sample)
+    codes = baselines.sparse_codes(unit, codebook.dictionary, 2).numpy().reshape(2, 200, -1)
+    expected = []
+    for picture in codes:
+        cells = []
+        for across in (1, 2, 4):
+            for y in range(across):
+                for x in range(across):
+                    inside = [
+                        code
+                        for code, place in zip(picture, places, strict=True)
+                        if (int(place[0] * across), int(place[1] * across)) == (x, y)
+                    ]
+                    for sign in (1, -1):
+                        cells.append([max([0, *column]) for column in sign * np.transpose(inside)])
+        vector = np.concatenate(cells)
+        expected.append(vector / np.linalg.norm(vector))
+    np.testing.assert_allclose(codebook.encode(described), expected, atol=1e-6)
+
+
+def test_the_strength_is_the_best_before_the_errors_rise(monkeypatch: pytest.MonkeyPatch) -> None:
+    errors = {0.1: 0.5, 1.0: 0.3, 10.0: 0.4, 100.0: 0.1}
+    fitted = []
+
+    class Classifier:
+        def fit(self, strength: float, coded: object, labels: object) -> "Classifier":
+            fitted.append(strength)
+            return self
+
+        def misses(self, coded: object, labels: object) -> float:
+            return errors[fitted[-1]]
+
+    monkeypatch.setattr(baselines, "_Classifier", Classifier)
+    coded, labels = np.zeros((10, 2), np.float32), np.zeros(10)
+    assert baselines._tuned_strength(coded, labels, np.arange(10), 2) == (1.0, 0.3)
+    assert fitted == [0.1, 1.0, 10.0]
 
 
 def test_two_atoms_that_are_the_same_are_no_trouble() -> None:
@@ -149,14 +193,12 @@ def coloured(count: int, seed: int) -> Split:
 @pytest.mark.parametrize("method", baselines.METHODS)
 def test_a_baseline_learns_what_can_be_seen(method: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(baselines, "STRENGTHS", (1.0, 10.0))
-    monkeypatch.setattr(baselines, "GAUSSIANS", (4,))
     monkeypatch.setattr(baselines, "ATOMS", 24)
-    monkeypatch.setattr(baselines, "NONZEROS", (3,))
     monkeypatch.setattr(baselines, "DICTIONARY_SAMPLES", 2000)
     splits = {"train": coloured(45, 0), "val": replace(coloured(30, 1), name="val")}
     names = ("a", "b", "c")
     data = cast(PackedDataset, SimpleNamespace(splits=splits, class_names=names))
-    found = baselines.measure(data, method, seed=0, say=lambda text: None)
+    found = baselines.measure(data, method, seed=0, tried=(3, 4), say=lambda text: None)
     counts = found["errors"]["val/1"]
     assert counts["images"] == 30
     assert counts["top1_wrong"] <= 10  # by chance 20, and as few as this once in 6,000

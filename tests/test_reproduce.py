@@ -694,6 +694,16 @@ def test_baselines_are_held_against_ten_views_and_each_other() -> None:
     assert {row.n for row in found.values()} == {3}
 
 
+def test_a_baseline_is_the_same_run_however_long_the_networks_train() -> None:
+    def names(epochs: float) -> list[set[str]]:
+        planned = claims.table_1(Scale("imagenette", epochs=epochs), [0], {})
+        return [{t.name for t in planned if (t.kind == "baseline") is kind} for kind in (1, 0)]
+
+    (baselines, networks), (others, longer) = names(5), names(20)
+    assert baselines == others
+    assert not networks & longer
+
+
 # --- Claim 17: what a single change does ----------------------------------------------------------
 
 

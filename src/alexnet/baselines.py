@@ -4,9 +4,10 @@ Both read the same two kinds of dense descriptors, SIFT and local colours, and a
 classifiers, as the methods of 2010 and 2011 averaged several. Fisher vectors: PCA to 64, places
 appended, a mixture of Gaussians, signed roots and unit length (Perronnin, Sanchez, Mensink 2010;
 Sanchez and others 2012 for the places). Sparse coding: a dictionary, codes by orthogonal matching
-pursuit (Coates, Ng 2011, compare it with codes by the sum of their entries), the largest code of
-each atom in the cells of a pyramid (Yang, Yu, Gong, Huang 2009). What is free is chosen on a
-held-out tenth of the training pictures. Needs the extra `baselines` (OpenCV, scikit-learn).
+pursuit, positive and negative entries apart (Coates, Ng 2011, compare it with codes by the sum of
+their entries), the largest of each in the cells of a pyramid (Yang, Yu, Gong, Huang 2009). What is
+free is chosen on a held-out tenth of the training pictures. Needs the extra `baselines` (OpenCV,
+scikit-learn).
 """
 
 import contextlib
@@ -22,6 +23,7 @@ from numpy.typing import NDArray
 
 from alexnet.dataset import PackedDataset, Split
 from alexnet.errors import UserError
+from alexnet.log import duration
 from alexnet.metrics import count_errors
 from alexnet.randomness import permutation
 
@@ -37,22 +39,26 @@ PCA_DIMENSIONS = 64
 SAMPLED = 100_000  # descriptors that a code book is made from
 BLOCK_PICTURES = 128
 TUNING_PICTURES = 2000
-GAUSSIANS = (32, 64)
 ATOMS = 512
-NONZEROS = (2, 5, 10)  # atoms of a code
+# By method, what is chosen on held-out pictures: Gaussians of the mixture, atoms of a code.
+TRIED = {"sift-fisher": (64, 128), "sparse-coding": (5, 10)}
 CODED_AT_ONCE = 1024  # descriptors whose codes stay in the cache of a core
 PYRAMID = (1, 2, 4)
-STRENGTHS = (1.0, 10.0, 100.0)  # C of the linear classifiers
+STRENGTHS = (0.1, 1.0, 10.0, 100.0)  # C of the linear classifiers, rising
+CODEBOOK_STRENGTH = 10.0  # while code books are compared
 DICTIONARY_SAMPLES, DICTIONARY_BLOCK, DICTIONARY_PASSES = 30_000, 2048, 2
 DICTIONARY_MEMORY = 0.9  # what the sums over earlier blocks still count
 PLACE_DEVIATION = 0.29  # of numbers drawn evenly from 0..1
-METHODS = ("sift-fisher", "sparse-coding")
+METHODS = tuple(TRIED)
+TOLD_EVERY_SECONDS = 5.0
 
 
-def measure(dataset: PackedDataset, method: str, *, seed: int, say: Say) -> dict[str, Any]:
+def measure(
+    dataset: PackedDataset, method: str, *, seed: int, tried: Sequence[int], say: Say
+) -> dict[str, Any]:
     """Train a baseline on `train`, tuned on a tenth of it, and count its errors on `val`.
 
-    Raises UserError without the packages of the extra.
+    `tried`: see TRIED. Raises UserError without the packages of the extra.
     """
     _check_packages()
     assert method in METHODS, method
@@ -63,12 +69,16 @@ def measure(dataset: PackedDataset, method: str, *, seed: int, say: Say) -> dict
     total: Reals | None = None
     tuned = {}
     for kind, describe in (("sift", dense_sift), ("colour", dense_colours)):
-        codebook = _tuned(method, describe, train, order, cut, seed, say)
-        say(f"{method}: coding {len(train) + len(val):,} pictures by {kind}, {codebook.setting}")
-        coded = _encode(codebook, describe, train.images)
+        tell = _telling(say, f"{method} of {kind}: ")
+        some = _sample(describe, train.images[np.sort(order[cut : cut + TUNING_PICTURES])], seed)
+        codebooks = [_codebook(method, *some, setting, seed) for setting in tried]
+        codebook = _best(codebooks, describe, train, order, cut, tell)
+        (coded,) = _encode([codebook], describe, train.images, tell)
         strength, held_out = _tuned_strength(coded, train.labels, order, cut)
-        classifier = _Classifier(strength).fit(coded, train.labels).model
-        scores = classifier.predict_proba(_encode(codebook, describe, val.images))
+        tell(f"C = {strength:g} misses {held_out:.1%} of held-out pictures")
+        classifier = _Classifier().fit(strength, coded, train.labels).model
+        (unseen,) = _encode([codebook], describe, val.images, tell)
+        scores = classifier.predict_proba(unseen)
         tuned[kind] = {**codebook.setting, "C": strength, "held_out_error": held_out}
         aligned = np.zeros((len(val), len(dataset.class_names)), np.float32)
         aligned[:, classifier.classes_] = scores
@@ -83,6 +93,10 @@ def measure(dataset: PackedDataset, method: str, *, seed: int, say: Say) -> dict
         "training_pictures": len(train),
         "minutes": round((time.perf_counter() - began) / 60, 2),
     }
+
+
+def _telling(say: Say, before: str) -> Say:
+    return lambda text: say(before + text)
 
 
 def _check_packages() -> None:
@@ -291,15 +305,20 @@ class SparseCodes:
     def encode(self, described: Described) -> Reals:
         count, per_picture, width = described.vectors.shape
         vectors = self._reduced(described.vectors.reshape(-1, width))
-        codes = sparse_codes(vectors, self.dictionary, self.nonzeros).abs()
+        codes = sparse_codes(vectors, self.dictionary, self.nonzeros)
         codes = codes.view(count, per_picture, -1)  # (N, T, K)
-        pooled = []
+        pooled: list[torch.Tensor] = []
         for cells in PYRAMID:
             index = np.minimum((described.places * cells).astype(int), cells - 1)
             for cell in range(cells**2):
                 rows = np.flatnonzero(index[:, 1] * cells + index[:, 0] == cell)
-                pooled.append(codes[:, rows].amax(1) if len(rows) else codes[:, 0] * 0)
+                pooled += _largest(codes[:, rows] if len(rows) else 0 * codes[:, :1])
         return _unit(torch.cat(pooled, 1).numpy())
+
+
+def _largest(codes: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Of codes (N, T, K) the largest positive and negative entries, twice (N, K), none below 0."""
+    return codes.amax(1).clamp(min=0), (-codes.amin(1)).clamp(min=0)
 
 
 def learn_dictionary(x: torch.Tensor, atoms: int, nonzeros: int, seed: int) -> torch.Tensor:
@@ -360,39 +379,44 @@ def _unit(vectors: Reals) -> Reals:
     return unit
 
 
-def _encode(codebook: Codebook, describe: Describe, images: Any) -> Reals:
-    parts = [codebook.encode(described) for _, described in _blocks(describe, images)]
-    return np.concatenate(parts)
+def _encode(
+    codebooks: Sequence[Codebook], describe: Describe, images: Any, say: Say
+) -> list[Reals]:
+    """Vectors (N, D) by each code book; descriptors are made once. Tells how far it is."""
+    began = told = time.perf_counter()
+    parts: list[list[Reals]] = [[] for _ in codebooks]
+    for rows, described in _blocks(describe, images):
+        for codebook, found in zip(codebooks, parts, strict=True):
+            found.append(codebook.encode(described))
+        if (now := time.perf_counter()) - told > TOLD_EVERY_SECONDS:
+            told, left = now, (now - began) * (len(images) / rows.stop - 1)
+            say(f"{rows.stop:,} of {len(images):,} pictures coded, {duration(left)} left")
+    return [np.concatenate(found) for found in parts]
 
 
 # --- What is chosen on held-out pictures ----------------------------------------------------------
 
 
-def _tuned(
-    method: str, describe: Describe, train: Split, order: Any, cut: int, seed: int, say: Say
+def _codebook(method: str, sample: Reals, places: Reals, tried: int, seed: int) -> Codebook:
+    if method == "sift-fisher":
+        return FisherVectors(sample, places, {"gaussians": tried}, seed)
+    return SparseCodes(sample, places, {"atoms": ATOMS, "nonzeros": tried}, seed)
+
+
+def _best(
+    codebooks: Sequence[Codebook], describe: Describe, train: Split, order: Any, cut: int, say: Say
 ) -> Codebook:
     """The code book whose classifier misses fewest of the held-out pictures, on some of all."""
     learn = np.sort(order[cut : cut + TUNING_PICTURES])
     held_out = np.sort(order[:cut][: TUNING_PICTURES // 3])
-    sample, places = _sample(describe, train.images[learn], seed)
-    candidates: list[Codebook] = []
-    if method == "sift-fisher":
-        candidates += [
-            FisherVectors(sample, places, {"gaussians": count}, seed) for count in GAUSSIANS
-        ]
-    else:
-        candidates += [
-            SparseCodes(sample, places, {"atoms": ATOMS, "nonzeros": nonzeros}, seed)
-            for nonzeros in NONZEROS
-        ]
+    coded = _encode(codebooks, describe, train.images[learn], say)
+    unseen = _encode(codebooks, describe, train.images[held_out], say)
     errors = []
-    for codebook in candidates:
-        coded = _encode(codebook, describe, train.images[learn])
-        tried = _encode(codebook, describe, train.images[held_out])
-        classifier = _Classifier(STRENGTHS[1]).fit(coded, train.labels[learn])
+    for codebook, seen, tried in zip(codebooks, coded, unseen, strict=True):
+        classifier = _Classifier().fit(CODEBOOK_STRENGTH, seen, train.labels[learn])
         errors.append(classifier.misses(tried, train.labels[held_out]))
-        say(f"{method}: {codebook.setting} misses {errors[-1]:.1%} of held-out pictures")
-    best = candidates[int(np.argmin(errors))]
+        say(f"{codebook.setting} misses {errors[-1]:.1%} of held-out pictures")
+    best = codebooks[int(np.argmin(errors))]
     best.setting = {**best.setting, "tried": [round(error, 4) for error in errors]}
     return best
 
@@ -412,29 +436,33 @@ def _sample(describe: Describe, images: Any, seed: int) -> tuple[Reals, Reals]:
 
 
 def _tuned_strength(coded: Reals, labels: Any, order: Any, cut: int) -> tuple[float, float]:
-    """The C that misses fewest of the held-out tenth, and its error there."""
+    """The C that misses fewest of the held-out tenth, and its error there.
+
+    From the smallest upwards, each fit from the last; the first that misses more is the end.
+    """
     held_out, learn = order[:cut], order[cut:]
-    errors = [
-        _Classifier(strength)
-        .fit(coded[learn], labels[learn])
-        .misses(coded[held_out], labels[held_out])
-        for strength in STRENGTHS
-    ]
-    best = int(np.argmin(errors))
-    return STRENGTHS[best], errors[best]
+    classifier, some, known = _Classifier(), coded[learn], labels[learn]
+    best, fewest = STRENGTHS[0], 1.0
+    for strength in STRENGTHS:
+        found = classifier.fit(strength, some, known).misses(coded[held_out], labels[held_out])
+        if found > fewest:
+            break
+        if found < fewest:
+            best, fewest = strength, found
+    return best, fewest
 
 
 class _Classifier:
-    """Multinomial logistic regression, ended after at most 200 steps."""
+    """Multinomial logistic regression; a fit starts from the last one, and has 200 steps."""
 
-    def __init__(self, strength: float) -> None:
+    def __init__(self) -> None:
         from sklearn.linear_model import LogisticRegression
 
-        self.model = LogisticRegression(C=strength, max_iter=200, tol=1e-3)
+        self.model = LogisticRegression(max_iter=200, tol=1e-3, warm_start=True)
 
-    def fit(self, coded: Reals, labels: Any) -> "_Classifier":
+    def fit(self, strength: float, coded: Reals, labels: Any) -> "_Classifier":
         with _unfinished():
-            self.model.fit(coded, labels)
+            self.model.set_params(C=strength).fit(coded, labels)
         return self
 
     def misses(self, coded: Reals, labels: Any) -> float:

@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any, Literal, NamedTuple
 
+from alexnet.baselines import TRIED
 from alexnet.config import Recipe, diff
 from alexnet.errors import UserError, suggest
 from alexnet.recipes import find_recipe
@@ -335,15 +336,15 @@ def retrieval(scale: Scale, seeds: Sequence[int], lines: Lines) -> Trials:
 
 def table_1(scale: Scale, seeds: Sequence[int], lines: Lines) -> Trials:
     """The baselines, whose code books depend on the seed, beside the control."""
-    recipe = scale.control()
+    pictures = diff(Recipe(), data=asdict(scale.control().data))  # all that they read
     return [
         trial
         for seed in seeds
         for trial in (
             control(scale, seed),
             *(
-                Trial("baseline", scale.name, arm, seed, diff(recipe, system={"seed": seed}))
-                for arm in ("sift-fisher", "sparse-coding")
+                Trial("baseline", scale.name, method, seed, pictures, options=(("tried", tried),))
+                for method, tried in TRIED.items()
             ),
         )
     ]
