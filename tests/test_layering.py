@@ -59,6 +59,8 @@ LEVELS = [
     {"inside"},
     {"averaging", "baselines", "scales"},
     {"trials"},
+    {"plans"},
+    {"stalls"},
     {"claims", "costs"},
     {"campaign", "judging"},
     {"reproduction"},

@@ -20,7 +20,7 @@ import numpy as np
 import pytest
 import torch
 
-from alexnet import campaign, claims, costs, judging, reproduction, trials
+from alexnet import campaign, claims, costs, judging, plans, reproduction, stalls, trials
 from alexnet.claims import CLAIMS, Claim, find_claim
 from alexnet.errors import UserError
 from alexnet.findings import colour_index
@@ -52,11 +52,11 @@ def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("reproductions") / "out"
     names = [claim.name for claim in CLAIMS if claim.name != "baselines"]
     with pytest.MonkeyPatch.context() as patch, shared_cache(tmp_path_factory):
-        patch.setattr(claims, "FIGURE_1_RATES", (0.001, 0.01))
-        patch.setattr(claims, "WIDER", 0)
-        patch.setattr(claims, "FIGURE_1_EPOCHS", 1.0)
-        patch.setattr(claims, "STALL_ARMS", claims.STALL_ARMS[:2])
-        patch.setattr(claims, "STALL_STEPS", 12)
+        patch.setattr(plans, "FIGURE_1_RATES", (0.001, 0.01))
+        patch.setattr(plans, "WIDER", 0)
+        patch.setattr(plans, "FIGURE_1_EPOCHS", 1.0)
+        patch.setattr(stalls, "STALL_ARMS", stalls.STALL_ARMS[:2])
+        patch.setattr(stalls, "STALL_STEPS", 12)
         campaign_of(folder, *names).run()
     return folder
 
@@ -64,10 +64,10 @@ def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def few(monkeypatch: pytest.MonkeyPatch) -> None:
     """The settings that `out` was made with."""
-    monkeypatch.setattr(claims, "FIGURE_1_RATES", (0.001, 0.01))
-    monkeypatch.setattr(claims, "WIDER", 0)
-    monkeypatch.setattr(claims, "STALL_ARMS", claims.STALL_ARMS[:2])
-    monkeypatch.setattr(claims, "STALL_STEPS", 12)
+    monkeypatch.setattr(plans, "FIGURE_1_RATES", (0.001, 0.01))
+    monkeypatch.setattr(plans, "WIDER", 0)
+    monkeypatch.setattr(stalls, "STALL_ARMS", stalls.STALL_ARMS[:2])
+    monkeypatch.setattr(stalls, "STALL_STEPS", 12)
 
 
 # --- The list of claims, against the ledger -------------------------------------------------------
@@ -204,7 +204,7 @@ def test_each_claim_has_paired_trials_at_every_scale(claim: Claim, scale: Scale)
 
 
 def test_arms_differ_from_the_control_in_what_they_are_about(out: Path) -> None:
-    control = claims.control(TOY, 0).settings()
+    control = plans.control(TOY, 0).settings()
     changed = {}
     for name in ("overlap", "columns", "colour", "overfitting", "depth", "decay"):
         for trial in find_claim(name).plan(TOY, [0], {}):
@@ -324,7 +324,7 @@ class Pool:
 def test_a_failure_of_one_worker_loses_nothing_of_the_other(
     out: Path, tmp_path: Path, failing: int
 ) -> None:
-    line = read_lines(out)[claims.control(TOY, 0).name]
+    line = read_lines(out)[plans.control(TOY, 0).name]
     pools: list[Any] = [Pool(line), Pool(line)]
     pools[failing] = Pool(UserError("no space left"))
     apart = campaign_of(tmp_path, "views", seeds=5)
@@ -338,7 +338,7 @@ def test_a_failure_of_one_worker_loses_nothing_of_the_other(
 def test_what_reads_a_training_that_diverged_is_left_out_and_told(
     out: Path, tmp_path: Path
 ) -> None:
-    line = read_lines(out)[claims.control(TOY, 0).name]
+    line = read_lines(out)[plans.control(TOY, 0).name]
     line["results"] |= {"diverged": True, "errors": {}}
     (tmp_path / "results.jsonl").write_text(json.dumps(line) + "\n")
     told: list[str] = []
@@ -516,7 +516,7 @@ def test_random_kernels_part_in_one_run_of_twenty() -> None:
 
 def figure_1_line(arm: str, rate: float, seed: int, epochs: float, end: int | None) -> trials.Line:
     """A training that gets to 25 % at epoch `end`, or stays above."""
-    trial = claims._figure1(Scale("cifar10"), arm, seed, rate, epochs)
+    trial = plans._figure1(Scale("cifar10"), arm, seed, rate, epochs)
     curve = [["train", epoch, 30 if epoch != end else 25, 100] for epoch in range(1, 41)]
     results = {"curve": curve, "epochs": epochs}
     return {"trial": trial.name, "seed": seed, "results": results, "settings": trial.settings()}
@@ -536,8 +536,8 @@ def test_who_never_gets_to_25_percent_counts_with_all_its_epochs(
 ) -> None:
     lines = {}
     for arm, best in (("relu", 0.003), ("tanh", 0.003)):
-        for rate in claims.FIGURE_1_RATES:
-            line = figure_1_line(arm, rate, claims.SEARCH_SEED, 10.0, 5 if rate == best else None)
+        for rate in plans.FIGURE_1_RATES:
+            line = figure_1_line(arm, rate, plans.SEARCH_SEED, 10.0, 5 if rate == best else None)
             lines[line["trial"]] = line
     for seed in range(3):
         for arm, end in (("relu", relu), ("tanh", tanh)):
@@ -562,11 +562,11 @@ def test_who_never_gets_to_25_percent_counts_with_all_its_epochs(
 def test_a_search_goes_on_where_its_best_rate_is_the_last(best: float, tried: list[float]) -> None:
     scale, lines = Scale("cifar10"), {}
     for _ in range(4):  # what is planned runs, and is planned anew with its lines
-        for trial in claims.nonlinearities(scale, [], lines):
+        for trial in plans.nonlinearities(scale, [], lines):
             away = abs(math.log(trial.recipe.optimizer.lr / best))
             curve = [["train", 10.0, round(3000 + 100 * away), 5000]]
             lines[trial.name] = {"results": {"curve": curve}}
-    rates = [trial.recipe.optimizer.lr for trial in claims.nonlinearities(scale, [0], lines)]
+    rates = [trial.recipe.optimizer.lr for trial in plans.nonlinearities(scale, [0], lines)]
     assert rates == [*tried, best] * 2
 
 
@@ -587,7 +587,7 @@ def test_fine_tuning_starts_from_the_other_training_at_the_sources_rates(out: Pa
     convolutions = [f"conv{number}" for number in range(1, 7)]
     assert environment["from"]["copied"] == [*convolutions, "fc6", "fc7"]
     assert environment["from"]["new"] == ["fc8"]
-    assert tuned["settings"]["optimizer"]["layer_lr"] == claims.FINE_TUNING_RATES
+    assert tuned["settings"]["optimizer"]["layer_lr"] == plans.FINE_TUNING_RATES
 
 
 def test_retrieval_of_pixels_is_the_hand_count(out: Path) -> None:
@@ -680,7 +680,7 @@ def test_the_summary_tells_what_is_claimed_with_its_number_and_n() -> None:
 def test_baselines_are_held_against_ten_views_and_each_other() -> None:
     lines = {}
     for seed in range(3):
-        for trial in claims.table_1(TOY, [seed], {}):
+        for trial in plans.table_1(TOY, [seed], {}):
             wrong = {"control": 40, "sift-fisher": 50 + seed, "sparse-coding": 60}[trial.arm]
             errors = {"val/1": {"images": 100, "top1_wrong": wrong}}
             if trial.arm == "control":
@@ -696,7 +696,7 @@ def test_baselines_are_held_against_ten_views_and_each_other() -> None:
 
 def test_a_baseline_is_the_same_run_however_long_the_networks_train() -> None:
     def names(epochs: float) -> list[set[str]]:
-        planned = claims.table_1(Scale("imagenette", epochs=epochs), [0], {})
+        planned = plans.table_1(Scale("imagenette", epochs=epochs), [0], {})
         return [{t.name for t in planned if (t.kind == "baseline") is kind} for kind in (1, 0)]
 
     (baselines, networks), (others, longer) = names(5), names(20)
@@ -707,32 +707,32 @@ def test_a_baseline_is_the_same_run_however_long_the_networks_train() -> None:
 # --- Claim 17: what a single change does ----------------------------------------------------------
 
 
-def stall_line(arm: claims.StallArm, seed: int, left: int | None) -> trials.Line:
-    trial = claims._stall_trial(TOY, arm, seed)
+def stall_line(arm: stalls.StallArm, seed: int, left: int | None) -> trials.Line:
+    trial = stalls.stall_trial(TOY, arm, seed)
     results = {"left_chance": left, "steps": 200 if left else 0}  # a training that diverged: 0
     return {"trial": trial.name, "seed": seed, "results": results, "settings": trial.settings()}
 
 
 def test_a_single_change_is_one_step_away_from_the_paper() -> None:
-    paper = claims.StallArm()
+    paper = stalls.StallArm()
     hundred = paper._replace(pictures="shapes", classes="100-classes")
     ten = paper._replace(pictures="shapes")
-    assert judging.single_change(ten, hundred) == "10 classes -> 100"
-    assert judging.single_change(paper, ten) == "these pictures -> shapes"
-    assert judging.single_change(hundred, ten) is None
-    assert judging.single_change(paper, hundred) is None
-    assert judging.single_change(paper, claims.StallArm("source")) is None
-    assert judging.single_change(paper, paper) is None
+    assert stalls.single_change(ten, hundred) == "10 classes -> 100"
+    assert stalls.single_change(paper, ten) == "these pictures -> shapes"
+    assert stalls.single_change(hundred, ten) is None
+    assert stalls.single_change(paper, hundred) is None
+    assert stalls.single_change(paper, stalls.StallArm("source")) is None
+    assert stalls.single_change(paper, paper) is None
     two = paper._replace(norm="norm-first", dropout="inverted")
-    assert judging.single_change(paper, two) is None
+    assert stalls.single_change(paper, two) is None
     assert (
-        judging.single_change(claims.StallArm("source-start"), claims.StallArm("caffe-start"))
+        stalls.single_change(stalls.StallArm("source-start"), stalls.StallArm("caffe-start"))
         is None
     )
 
 
 def test_what_decides_a_stall_is_told_with_its_counts_and_steps() -> None:
-    paper = claims.StallArm()
+    paper = stalls.StallArm()
     unit, inverted = paper._replace(pixels="unit-input"), paper._replace(dropout="inverted")
     made = [stall_line(paper, seed, 50 + seed) for seed in range(8)]
     made += [stall_line(unit, seed, None) for seed in range(8)]
@@ -753,7 +753,7 @@ def test_what_decides_a_stall_is_told_with_its_counts_and_steps() -> None:
 
 
 def test_a_change_between_runs_that_all_stay_is_not_told() -> None:
-    ten = claims.StallArm(pictures="shapes")
+    ten = stalls.StallArm(pictures="shapes")
     made = [
         stall_line(arm, seed, None)
         for arm in (ten, ten._replace(dropout="inverted"))
@@ -767,7 +767,7 @@ def test_a_change_between_runs_that_all_stay_is_not_told() -> None:
     "scale", [TOY, Scale("imagenette"), Scale("imagenette", full=True), Scale("imagenet")]
 )
 def test_stalls_are_of_networks_that_exist_trained_as_printed(scale: Scale) -> None:
-    trials = {trial.arm: trial for trial in claims.stalls(scale, [0], {})}
+    trials = {trial.arm: trial for trial in stalls.stalls(scale, [0], {})}
     for trial in trials.values():
         find_network(trial.recipe.network.name)
         assert trial.recipe.optimizer.bias_lr == trial.recipe.optimizer.lr  # the source doubles it
@@ -781,7 +781,7 @@ def test_runs_on_other_pictures_have_other_names_and_say_so() -> None:
     names = set()
     for pretrain in ("birds", "cars"):
         scale = Scale("imagenette", pretrain=pretrain)
-        before = next(t for t in claims.transfer(scale, [0], {}) if t.arm == "pretraining")
+        before = next(t for t in plans.transfer(scale, [0], {}) if t.arm == "pretraining")
         assert before.settings()["data"]["dataset"] == pretrain
         names.add(before.name)
     assert len(names) == 2

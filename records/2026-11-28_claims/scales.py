@@ -8,7 +8,7 @@ import json
 import sys
 from pathlib import Path
 
-from alexnet.claims import STALL_ARMS, stalls
+from alexnet.stalls import STALL_ARMS, stalls
 from alexnet.config import diff
 from alexnet.opening import open_dataset
 from alexnet.scales import Scale

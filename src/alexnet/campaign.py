@@ -5,7 +5,7 @@ begun only where there is time for it. Each finished trial is one line of result
 the disk; what has a line is never run again, and a training that was killed goes on from its last
 checkpoint. Claims share runs, so the second costs less than the first.
 
-Not here: what a trial does (`trials.py`), which trials a claim needs (`claims.py`).
+Not here: what a trial does (`trials.py`), which trials a claim needs (`plans.py`).
 """
 
 import contextlib
@@ -24,10 +24,11 @@ from pathlib import Path
 from typing import Any
 
 from alexnet import costs
-from alexnet.claims import Claim, Lines
+from alexnet.claims import Claim
 from alexnet.errors import UserError
 from alexnet.files import explain_os_error
 from alexnet.log import duration
+from alexnet.plans import Lines
 from alexnet.scales import Scale
 from alexnet.stopping import EXIT_STOPPED, Interrupted, on_stop_signal
 from alexnet.trials import Line, Place, Trial, carry_out, read_lines

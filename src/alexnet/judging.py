@@ -11,17 +11,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from alexnet.claims import (
-    FIGURE_1_ERROR,
-    STALL_ARMS,
-    WHOLE_NETWORKS,
-    Claim,
-    Comparison,
-    Lines,
-    StallArm,
-)
+from alexnet.claims import Claim, Comparison
 from alexnet.metrics import wilson_interval
+from alexnet.plans import FIGURE_1_ERROR, Lines
 from alexnet.scales import Scale
+from alexnet.stalls import PRINTED, STALL_ARMS, WHOLE_NETWORKS, StallArm, single_change
 from alexnet.trials import Line, epochs_to, error_of, train_curve
 from alexnet.verdicts import (
     CONFIDENCE,
@@ -416,34 +410,6 @@ def _stalls(claim: Claim, scale: Scale, arms: Arms) -> list[Finding]:
         and (changed := single_change(before, after)) is not None
     ]
     return shares + [change for change in changes if change is not None]
-
-
-STALL_WORDS: tuple[Mapping[str, str], ...] = (
-    {"paper-start": "the paper's start", "source-start": "the source's", "caffe-start": "Caffe's"},
-    {"": "norm after ReLU", "norm-first": "norm before"},
-    {"": "pixels to 255", "unit-input": "of unit scale"},
-    {"": "these pictures", "shapes": "shapes"},
-    {"": "10 classes", "100-classes": "100"},
-    {"plain": "plain dropout", "inverted": "inverted"},
-)
-
-
-def single_change(before: StallArm, after: StallArm) -> str | None:
-    """ "plain dropout -> inverted" if `after` leaves the paper in just one more thing."""
-    differ = [i for i in range(len(before)) if before[i] != after[i]]
-    if len(differ) != 1 or before[differ[0]] != StallArm()[differ[0]]:
-        return None
-    words = STALL_WORDS[differ[0]]
-    if after[differ[0]] not in words:  # another network as a whole
-        return None
-    return f"{words[before[differ[0]]]} -> {words[after[differ[0]]]}"
-
-
-PRINTED = (  # the recipe as the paper has it, on several pictures
-    StallArm(),
-    StallArm(pictures="shapes"),
-    StallArm(pictures="shapes", classes="100-classes"),
-)
 
 
 def _stalled(claim: Claim, scale: Scale, arm: StallArm, by_seed: Mapping[int, Line]) -> Finding:

@@ -14,10 +14,8 @@ from typing import TYPE_CHECKING, Any
 from alexnet.claims import (
     BY_VALUE,
     CLAIMS,
-    FIGURE_1_ERROR,
     PRETRAINED,
     Claim,
-    Lines,
     find_claim,
 )
 from alexnet.costs import SUSTAINED_FLOP_PER_S, table_2_costs
@@ -26,6 +24,7 @@ from alexnet.errors import UserError
 from alexnet.files import write_text
 from alexnet.judging import MEASURES, Finding, arms_of, findings
 from alexnet.log import duration
+from alexnet.plans import FIGURE_1_ERROR, Lines
 from alexnet.scales import Scale
 from alexnet.trials import read_lines, train_curve
 from alexnet.verdicts import FEWEST_PAIRS

@@ -5,7 +5,7 @@ neighbours, a baseline. Its name holds a checksum of everything that decides its
 claims that need the same run share it, and a changed setting is another run. Whatever a table or
 a figure needs is in the line; the run folder serves trials that read it.
 
-Not here: which trials a claim needs (`claims.py`), in which order they run (`campaign.py`).
+Not here: which trials a claim needs (`plans.py`), in which order they run (`campaign.py`).
 """
 
 import hashlib
