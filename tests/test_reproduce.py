@@ -29,7 +29,7 @@ from alexnet.reproducing import budget_seconds
 from alexnet.scales import Scale, scale_of
 from alexnet.stopping import EXIT_STOPPED
 from alexnet.trials import Place, Trial, left_chance, read_lines
-from fabricate import alexnet, alexnet_process, refusal, shared_cache, strict_json
+from fabricate import alexnet, alexnet_process, pictures, refusal, shared_cache, strict_json
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 LEDGER = REPOSITORY / "docs" / "fidelity.md"
@@ -484,6 +484,34 @@ def test_folders_are_scales_and_pretraining_by_their_own_names(tmp_path: Path) -
     (tmp_path / "toy").mkdir()
     with pytest.raises(UserError, match="has the name of another scale"):
         scale_of(str(tmp_path / "toy"))
+
+
+def test_results_of_other_pictures_of_the_same_name_are_not_gone_on_with(tmp_path: Path) -> None:
+    pictures(tmp_path / "mine" / "pets", ("cats", "dogs"), 6)
+    pictures(tmp_path / "yours" / "pets", ("cats", "dogs"), 7)
+
+    def campaign_on(folder: str) -> campaign.Campaign:
+        scale, data = scale_of(str(tmp_path / folder / "pets"))
+        return campaign.Campaign([find_claim("overlap")], scale, Place(out, data), say=quiet)
+
+    out = tmp_path / "out"
+    mine = campaign_on("mine")
+    trial = plans.control(mine.scale, 0)
+    line = {
+        "trial": trial.name,
+        "seed": 0,
+        "settings": trial.settings(),
+        "pictures": trials.pictures_of(trials.open_for(trial.recipe.data, mine.place)),
+        "asked": mine.scale.as_dict(),
+    }
+    out.mkdir()
+    campaign.append_line(out, line)
+    mine._check_pictures()
+    with pytest.raises(UserError, match=r"other pictures named pets \(2 classes"):
+        campaign_on("yours").run()
+    line["pictures"]["mean_rgb"][0] += 0.1  # as another decoder of JPEG would have it
+    campaign.append_line(out, line)
+    mine._check_pictures()
 
 
 # --- Measures -------------------------------------------------------------------------------------

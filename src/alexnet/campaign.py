@@ -25,13 +25,14 @@ from typing import Any
 
 from alexnet import costs
 from alexnet.claims import Claim
+from alexnet.config import DataConfig
 from alexnet.errors import UserError
 from alexnet.files import explain_os_error
 from alexnet.log import duration
 from alexnet.plans import Lines
 from alexnet.scales import Scale
 from alexnet.stopping import EXIT_STOPPED, Interrupted, on_stop_signal
-from alexnet.trials import Line, Place, Trial, carry_out, read_lines
+from alexnet.trials import Line, Place, Trial, carry_out, open_for, pictures_of, read_lines
 from alexnet.workers import available_cores
 
 Say = Callable[[str], None]
@@ -86,12 +87,32 @@ class Campaign:
         """
         with only_one(self.place.out):
             began = time.monotonic()
+            self._check_pictures()
             if self.budget is not None:
                 self._check_budget(self.budget)
             run = self._run_here if len(self.devices) == 1 else self._run_apart
             done = run(began)
             self._tell_left_out()
             return done
+
+    def _check_pictures(self) -> None:
+        """That the lines so far are of the pictures that are named now."""
+        known = {
+            json.dumps(line["settings"]["data"]): line
+            for line in read_lines(self.place.out).values()
+            if line["settings"]["data"]["dataset"] in self.place.data
+            and line["asked"]["full"] == self.scale.full
+            and "pictures" in line
+        }
+        for line in known.values():
+            data = DataConfig(**line["settings"]["data"])
+            before, now = line["pictures"], pictures_of(open_for(data, self.place))
+            if not _alike(before, now):
+                raise UserError(
+                    f"{self.place.out} holds results of other pictures named {data.dataset} "
+                    f"({_told(before)}; {self.place.data[data.dataset]} has {_told(now)}): give "
+                    "another folder as --out"
+                )
 
     def _tell_left_out(self) -> None:
         lines = read_lines(self.place.out)
@@ -332,6 +353,22 @@ def append_line(out: Path, line: Line) -> None:
             os.fsync(file.fileno())
     except OSError as error:
         raise explain_os_error(error, path) from error
+
+
+def _alike(before: Line, now: Line) -> bool:
+    """Within half a level of colour: another decoder makes no other pictures."""
+    counts = [{key: value for key, value in p.items() if key != "mean_rgb"} for p in (before, now)]
+    return counts[0] == counts[1] and all(
+        abs(one - other) < 0.5
+        for one, other in zip(before["mean_rgb"], now["mean_rgb"], strict=True)
+    )
+
+
+def _told(pictures: Line) -> str:
+    """E.g. "10 classes, 9469 train, 3925 val, mean colour 118 114 108"."""
+    colour = " ".join(f"{level:.0f}" for level in pictures["mean_rgb"])
+    counts = [f"{value} {key}" for key, value in pictures.items() if key != "mean_rgb"]
+    return ", ".join([*counts, f"mean colour {colour}"])
 
 
 @contextlib.contextmanager

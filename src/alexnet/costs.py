@@ -65,7 +65,7 @@ class Costs:
         data = trial.recipe.data
         key = f"{self.place.data.get(data.dataset, data.dataset)} {data}"
         if key not in self.datasets:
-            self.datasets[key] = open_for(trial, self.place)
+            self.datasets[key] = open_for(data, self.place)
         return self.datasets[key]
 
     def _macs_per_second(self, trial: Trial) -> float:

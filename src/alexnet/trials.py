@@ -25,7 +25,7 @@ import torch
 from rich.console import Console
 
 from alexnet import averaging, baselines, checkpoint
-from alexnet.config import EvaluateConfig, Recipe, diff
+from alexnet.config import DataConfig, EvaluateConfig, Recipe, diff
 from alexnet.dataset import PackedDataset
 from alexnet.evaluate import predictions_path
 from alexnet.findings import colour_index
@@ -122,6 +122,7 @@ def carry_out(trial: Trial, place: Place, progress: Callable[[str], None] = prin
         "retrieval": _retrieved,
         "baseline": _baseline,
     }[trial.kind]
+    pictures = pictures_of(open_for(trial.recipe.data, place))
     results = work(trial, place, progress)
     seconds = time.perf_counter() - began + results.pop("earlier_seconds", 0.0)
     facts = environment(find_device(place.device))
@@ -135,15 +136,15 @@ def carry_out(trial: Trial, place: Place, progress: Callable[[str], None] = prin
         "of": list(trial.of),
         "options": dict(trial.options),
         "settings": trial.settings(),
+        "pictures": pictures,
         "results": results,
         "seconds": round(seconds, 2),
         "environment": {**versions, "threads": facts["threads"], "started": facts["started"]},
     }
 
 
-def open_for(trial: Trial, place: Place) -> PackedDataset:
+def open_for(data: DataConfig, place: Place) -> PackedDataset:
     """The pictures of a trial. Raises UserError where they are not there."""
-    data = trial.recipe.data
     return open_dataset(
         place.data.get(data.dataset, data.dataset),
         image_px=data.image_px,
@@ -154,11 +155,20 @@ def open_for(trial: Trial, place: Place) -> PackedDataset:
     )
 
 
+def pictures_of(dataset: PackedDataset) -> Line:
+    """What tells pictures of one name from others of that name: counts, and their mean colour."""
+    return {
+        "classes": len(dataset.class_names),
+        **{name: len(split) for name, split in dataset.splits.items()},
+        "mean_rgb": dataset.statistics.rgb_mean.round(2).tolist(),
+    }
+
+
 # --- Trainings ------------------------------------------------------------------------------------
 
 
 def _trained(trial: Trial, place: Place, progress: Callable[[str], None]) -> Line:
-    run, dataset = place.run(trial.name), open_for(trial, place)
+    run, dataset = place.run(trial.name), open_for(trial.recipe.data, place)
     recipe = diff(
         trial.recipe,
         data={"dataset": place.data.get(trial.recipe.data.dataset, trial.recipe.data.dataset)},
@@ -300,7 +310,7 @@ def _averaged(trial: Trial, place: Place, progress: Callable[[str], None]) -> Li
 
 def _retrieved(trial: Trial, place: Place, progress: Callable[[str], None]) -> Line:
     """Precision at 6: how many of the nearest training pictures are of the query's class."""
-    dataset, device = open_for(trial, place), find_device(place.device)
+    dataset, device = open_for(trial.recipe.data, place), find_device(place.device)
     train, val = dataset.splits["train"], dataset.splits["val"]
     count = min(dict(trial.options)["queries"], len(val))
     chosen = np.sort(permutation(trial.seed, "retrieval: queries", 0, len(val))[:count])
@@ -353,7 +363,7 @@ def last_pool(model: AlexNet, crops: torch.Tensor) -> torch.Tensor:
 
 def _baseline(trial: Trial, place: Place, progress: Callable[[str], None]) -> Line:
     options = dict(trial.options)
-    dataset = open_for(trial, place)
+    dataset = open_for(trial.recipe.data, place)
     return baselines.measure(dataset, trial.arm, seed=trial.seed, say=progress, **options)
 
 
