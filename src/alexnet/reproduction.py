@@ -6,6 +6,7 @@ the command that would run it. Not here: verdicts (`judging.py`), how a figure l
 
 import json
 import shlex
+import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -42,6 +43,7 @@ VERDICT_COLOURS = {
 BEGIN, END = "<!-- reproduction: summary -->", "<!-- /reproduction: summary -->"
 NOT_CLAIMED = {"-": "not claimed"}
 USUAL = f", {MEASURES['val/1']}"  # said once, above the figure
+LABEL_WIDTH = 56
 SHARED_ROWS = ("table2",)  # rows that other claims have, too
 TOY = "toy"  # its figures mean nothing
 
@@ -293,7 +295,7 @@ def differences_figure(rows: Sequence[Finding]) -> "Figure | None":
             panels.setdefault(row.scale, []).append(row)
     if not panels:
         return None
-    heights = [len(group) + 1.6 for group in panels.values()]
+    heights = [_places(_labels(group))[1] + 1.6 for group in panels.values()]
     with style():
         title = "Differences in points of top-1 error, with 95 % intervals; diamonds: the paper's"
         figure = chart(10.0, 1.0 + 0.23 * sum(heights), title)
@@ -311,18 +313,36 @@ def differences_figure(rows: Sequence[Finding]) -> "Figure | None":
 
 
 def _draw_differences(axes: "Axes", title: str, rows: Sequence[Finding]) -> None:
+    labels = _labels(rows)
+    places, end = _places(labels)
     axes.axvline(0, color=INK, linewidth=0.8)
-    for place, row in enumerate(rows):
+    for place, row in zip(places, rows, strict=True):
         colour = VERDICT_COLOURS[row.verdict]
         axes.plot([row.low or 0.0, row.high or 0.0], [place, place], color=colour, linewidth=2)
         axes.plot([row.mean], [place], "o", color=colour, markersize=5)
         if row.paper != "-":
             diamond = axes.plot([float(row.paper)], [place], "D", markersize=5)[0]
             diamond.set(markerfacecolor="none", markeredgecolor=INK)
-    labels = [f"{row.claim}: {row.what.removesuffix(USUAL)} (n = {row.n:,})" for row in rows]
-    axes.set_yticks(range(len(rows)), labels)
-    axes.set(ylim=(len(rows) - 0.4, -0.6), title=title)
+    axes.set_yticks(places, labels)
+    axes.set(ylim=(end - 0.4, -0.6), title=title)
     axes.grid(axis="x")
+
+
+def _labels(rows: Sequence[Finding]) -> list[str]:
+    return [
+        textwrap.fill(f"{row.claim}: {row.what.removesuffix(USUAL)} (n = {row.n:,})", LABEL_WIDTH)
+        for row in rows
+    ]
+
+
+def _places(labels: Sequence[str]) -> tuple[list[float], int]:
+    """Where labels stand, in lines from the top, and where the last one ends."""
+    places, end = [], 0
+    for label in labels:
+        lines = label.count("\n") + 1
+        places.append(end + (lines - 1) / 2)
+        end += lines
+    return places, end
 
 
 def figure_1(
