@@ -195,7 +195,7 @@ def _claim_text(claim: Claim, found: Mapping[Scale, Mapping[str, Sequence[Findin
     ]
     for rows in measured.values():
         for row in rows:
-            p = "-" if row.p is None else f"{row.p:.3f}"
+            p = "-" if row.p is None else f"{row.p:.3f}" if row.p >= 0.0005 else "<0.001"
             cells = (row.scale, row.what, row.paper, row.source, ours(row), f"{row.n:,}", p)
             parts.append(f"| {' | '.join((*cells, row.verdict, row.size, row.note))} |")
     commands = "\n".join(command(claim, scale) for scale in measured)
