@@ -59,6 +59,7 @@ LEVELS = [
     {"inside"},
     {"averaging", "baselines", "scales"},
     {"trials"},
+    {"apart"},
     {"plans"},
     {"stalls"},
     {"claims", "costs"},

@@ -351,8 +351,11 @@ def test_what_reads_a_training_that_diverged_is_left_out_and_told(
 @pytest.mark.slow
 def test_two_workers_make_the_same_lines(tmp_path: Path, out: Path) -> None:
     apart = campaign_of(tmp_path, "overlap")
-    apart.devices = ("cpu", "cpu")
+    told: list[str] = []
+    apart.devices, apart.say = ("cpu", "cpu"), told.append
     assert apart.run() == 2
+    for arm in ("control", "no-overlap"):  # how far each of them is
+        assert any(text.startswith(f"{arm} seed 0: step ") for text in told)
     alone = read_lines(out)
     for name, line in read_lines(tmp_path).items():
         assert line["results"]["errors"] == alone[name]["results"]["errors"]

@@ -69,7 +69,7 @@ def measure(
     total: Reals | None = None
     tuned = {}
     for kind, describe in (("sift", dense_sift), ("colour", dense_colours)):
-        tell = _telling(say, f"{method} of {kind}: ")
+        tell = _telling(say, f"{kind}: ")
         some = _sample(describe, train.images[np.sort(order[cut : cut + TUNING_PICTURES])], seed)
         codebooks = [_codebook(method, *some, setting, seed) for setting in tried]
         codebook = _best(codebooks, describe, train, order, cut, tell)

@@ -5,16 +5,14 @@ begun only where there is time for it. Each finished trial is one line of result
 the disk; what has a line is never run again, and a training that was killed goes on from its last
 checkpoint. Claims share runs, so the second costs less than the first.
 
-Not here: what a trial does (`trials.py`), which trials a claim needs (`plans.py`).
+Not here: what a trial does (`trials.py`), which trials a claim needs (`plans.py`), how several run
+at a time (`apart.py`).
 """
 
 import contextlib
 import fcntl
 import json
-import multiprocessing
 import os
-import signal
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
@@ -24,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from alexnet import costs
+from alexnet.apart import Say, hand_out, killed, stop_workers, workers
 from alexnet.claims import Claim
 from alexnet.config import DataConfig
 from alexnet.errors import UserError
@@ -31,11 +30,9 @@ from alexnet.files import explain_os_error
 from alexnet.log import duration
 from alexnet.plans import Lines
 from alexnet.scales import Scale
-from alexnet.stopping import EXIT_STOPPED, Interrupted, on_stop_signal
+from alexnet.stopping import Interrupted, on_stop_signal
 from alexnet.trials import Line, Place, Trial, carry_out, open_for, pictures_of, read_lines
 from alexnet.workers import available_cores
-
-Say = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -222,19 +219,10 @@ class Campaign:
 
         def pass_on(number: int) -> None:
             asked.append(number)
-            _stop_workers()
+            stop_workers()
 
-        context = multiprocessing.get_context("spawn")
-        pools = [
-            ProcessPoolExecutor(1, mp_context=context, initializer=_stop_with_parent)
-            for _ in self.devices
-        ]
-        try:
-            with on_stop_signal(pass_on):
-                done = self._run_on(pools, began, asked)
-        finally:
-            for pool in pools:
-                pool.shutdown(cancel_futures=True)
+        with workers(len(self.devices), self.say) as pools, on_stop_signal(pass_on):
+            done = self._run_on(pools, began, asked)
         if asked:
             raise Interrupted(asked[0], self.place.out)
         return done
@@ -260,7 +248,7 @@ class Campaign:
                 self.begun.add((block.claim.number, block.seed))
                 self.say(f"{trial.name} on {device} ({self._left(ready)})")
                 running[trial.name] = block
-                work[pools[worker].submit(_carry_out_apart, trial, place)] = (worker, trial.name)
+                work[hand_out(pools[worker], trial, place)] = (worker, trial.name)
             if not work:
                 if failures:
                     raise failures[0]
@@ -274,68 +262,17 @@ class Campaign:
                 except KeyboardInterrupt:
                     pass  # it has saved itself
                 except BrokenProcessPool:
-                    failures.append(_killed(name))
+                    failures.append(killed(name))
                 except Exception as error:
                     failures.append(error)
                 del running[name]
                 free.append(worker)
             if failures and not asked:
-                _stop_workers()
+                stop_workers()
 
     def _keep(self, line: Line) -> None:
         append_line(self.place.out, {**line, "asked": self.scale.as_dict()})
         self.say(f"{line['trial']}: done in {duration(line['seconds'])}")
-
-
-def _stop_workers() -> None:
-    """Those that a terminal has asked already take it for one wish."""
-    for worker in multiprocessing.active_children():
-        if worker.pid is not None:
-            os.kill(worker.pid, signal.SIGINT)
-
-
-def _killed(name: str) -> UserError:
-    return UserError(
-        f"the process of {name} was killed, mostly for want of memory; "
-        "the same command goes on, with fewer --devices in less"
-    )
-
-
-_at_work = threading.Event()  # in a worker: it has a trial
-
-
-def _stop_with_parent() -> None:
-    """In a worker: heed SIGINT in trials only, and do not outlive a command that was killed."""
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-
-    def wait_for_its_end() -> None:
-        parent.join()
-        if not _at_work.is_set():
-            os._exit(EXIT_STOPPED)
-        os.kill(os.getpid(), signal.SIGINT)
-
-    threading.Thread(target=wait_for_its_end, daemon=True).start()
-
-
-def _carry_out_apart(trial: Trial, place: Place) -> Line:
-    """In another process: what a training says stays in its log.
-
-    Raises KeyboardInterrupt where it was asked to stop.
-    """
-    parent = multiprocessing.parent_process()
-    _at_work.set()
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    try:
-        return carry_out(trial, place, lambda text: None)
-    except (Interrupted, KeyboardInterrupt):
-        if parent is not None and not parent.is_alive():
-            os._exit(EXIT_STOPPED)  # nobody is left to hand anything to
-        raise KeyboardInterrupt from None
-    finally:
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
-        _at_work.clear()
 
 
 def append_line(out: Path, line: Line) -> None:
