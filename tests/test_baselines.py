@@ -154,6 +154,20 @@ def test_the_strength_is_the_best_before_the_errors_rise(monkeypatch: pytest.Mon
     assert fitted == [0.1, 1.0, 10.0]
 
 
+def test_a_fit_from_another_strength_ends_where_one_from_nothing_ends() -> None:
+    draw = np.random.default_rng(0)
+    labels = np.arange(300) % 5
+    coded = draw.normal(size=(300, 2000)).astype(np.float32)
+    coded += 0.2 * draw.normal(size=(5, 2000)).astype(np.float32)[labels]
+    coded /= np.linalg.norm(coded, axis=1, keepdims=True)
+    path, errors = baselines._Classifier(), []
+    for strength in baselines.STRENGTHS:
+        one = path.fit(strength, coded, labels).model.predict_proba(coded)
+        other = baselines._Classifier().fit(strength, coded, labels).model.predict_proba(coded)
+        errors.append(np.abs(one - other).max())
+    assert max(errors) < 0.05, errors
+
+
 def test_two_atoms_that_are_the_same_are_no_trouble() -> None:
     x = torch.eye(4)[:2]
     dictionary = torch.cat([torch.eye(4), torch.eye(4)])

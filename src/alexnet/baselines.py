@@ -453,12 +453,15 @@ def _tuned_strength(coded: Reals, labels: Any, order: Any, cut: int) -> tuple[fl
 
 
 class _Classifier:
-    """Multinomial logistic regression; a fit starts from the last one, and has 200 steps."""
+    """Multinomial logistic regression; a fit starts from the last one, and has 200 steps.
+
+    At ten times this tolerance a fit that starts from another strength stays there.
+    """
 
     def __init__(self) -> None:
         from sklearn.linear_model import LogisticRegression
 
-        self.model = LogisticRegression(max_iter=200, tol=1e-3, warm_start=True)
+        self.model = LogisticRegression(max_iter=200, tol=1e-4, warm_start=True)
 
     def fit(self, strength: float, coded: Reals, labels: Any) -> "_Classifier":
         with _unfinished():
