@@ -11,7 +11,7 @@ from dataclasses import asdict
 from functools import partial
 from typing import Any
 
-from alexnet.baselines import TRIED
+from alexnet import baselines
 from alexnet.config import Recipe, diff
 from alexnet.recipes import find_recipe
 from alexnet.scales import Scale
@@ -294,17 +294,13 @@ def retrieval(scale: Scale, seeds: Sequence[int], lines: Lines) -> Trials:
 def table_1(scale: Scale, seeds: Sequence[int], lines: Lines) -> Trials:
     """The baselines, whose code books depend on the seed, beside the control."""
     pictures = diff(Recipe(), data=asdict(scale.control().data))  # all that they read
-    return [
-        trial
-        for seed in seeds
-        for trial in (
-            control(scale, seed),
-            *(
-                Trial("baseline", scale.name, method, seed, pictures, options=(("tried", tried),))
-                for method, tried in TRIED.items()
-            ),
-        )
-    ]
+    trials: Trials = []
+    for seed in seeds:
+        trials.append(control(scale, seed))
+        for method, tried in baselines.TRIED.items():
+            options = (("tried", tried), ("version", baselines.VERSION))
+            trials.append(Trial("baseline", scale.name, method, seed, pictures, options=options))
+    return trials
 
 
 def table_2(scale: Scale, seeds: Sequence[int], lines: Lines) -> Trials:

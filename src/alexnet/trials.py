@@ -362,9 +362,14 @@ def last_pool(model: AlexNet, crops: torch.Tensor) -> torch.Tensor:
 
 
 def _baseline(trial: Trial, place: Place, progress: Callable[[str], None]) -> Line:
-    options = dict(trial.options)
-    dataset = open_for(trial.recipe.data, place)
-    return baselines.measure(dataset, trial.arm, seed=trial.seed, say=progress, **options)
+    return baselines.measure(
+        open_for(trial.recipe.data, place),
+        trial.arm,
+        seed=trial.seed,
+        tried=dict(trial.options)["tried"],
+        say=progress,
+        threads=place.threads,
+    )
 
 
 # --- Lines ----------------------------------------------------------------------------------------
