@@ -14,13 +14,14 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from alexnet import campaign, claims, costs, judging, plans, reproduction, stalls, trials
+from alexnet import apart, campaign, claims, costs, judging, plans, reproduction, stalls, trials
 from alexnet.claims import CLAIMS, Claim, find_claim
 from alexnet.errors import UserError
 from alexnet.findings import colour_index
@@ -29,7 +30,15 @@ from alexnet.reproducing import budget_seconds
 from alexnet.scales import Scale, scale_of
 from alexnet.stopping import EXIT_STOPPED
 from alexnet.trials import Place, Trial, left_chance, read_lines
-from fabricate import alexnet, alexnet_process, pictures, refusal, shared_cache, strict_json
+from fabricate import (
+    alexnet,
+    alexnet_process,
+    finish,
+    pictures,
+    refusal,
+    shared_cache,
+    strict_json,
+)
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 LEDGER = REPOSITORY / "docs" / "fidelity.md"
@@ -327,12 +336,44 @@ def test_a_failure_of_one_worker_loses_nothing_of_the_other(
     line = read_lines(out)[plans.control(TOY, 0).name]
     pools: list[Any] = [Pool(line), Pool(line)]
     pools[failing] = Pool(UserError("no space left"))
-    apart = campaign_of(tmp_path, "views", seeds=5)
-    apart.devices = ("cpu", "cpu")
+    several = campaign_of(tmp_path, "views", seeds=5)
+    several.devices = ("cpu", "cpu")
     with pytest.raises(UserError, match="no space left"):
-        apart._run_on(pools, time.monotonic(), [])
+        several._run_on(apart.Workers(pools, SimpleNamespace(value=0)), time.monotonic())
     assert list(read_lines(tmp_path)) == [line["trial"]]
     assert [pool.asked for pool in pools] == [1, 1]  # nothing new is begun after a failure
+
+
+def test_a_wish_to_stop_while_it_is_seen_what_is_ready_is_heeded(tmp_path: Path) -> None:
+    wish = SimpleNamespace(value=0)
+    several = campaign_of(tmp_path, "views", seeds=5)
+    several.devices = ("cpu",)
+    several._left = lambda ready: setattr(wish, "value", 1) or ""  # type: ignore[method-assign]
+    pool = Pool({})
+    assert several._run_on(apart.Workers([pool], wish), time.monotonic()) == 0  # type: ignore[list-item]
+    assert pool.asked == 0
+
+
+def test_what_cannot_be_told_stops_the_workers() -> None:
+    """As where standard output is closed: nobody waits for a pipe that nobody reads."""
+
+    def say(text: str) -> None:
+        raise BrokenPipeError
+
+    def talked() -> None:
+        with apart.workers(1, say) as several:
+            assert several.pools[0].submit(talk, 200_000).result(timeout=60) == 200_000
+            until(lambda: several.stopping, 10)
+
+    with pytest.raises(BrokenPipeError):
+        talked()
+
+
+def talk(most: int) -> int:
+    """In a worker: says more than a pipe holds."""
+    for _ in range(0, most, 1000):
+        apart._given["writer"].send_bytes(b"x" * 1000)
+    return most
 
 
 def test_what_reads_a_training_that_diverged_is_left_out_and_told(
@@ -350,10 +391,10 @@ def test_what_reads_a_training_that_diverged_is_left_out_and_told(
 
 @pytest.mark.slow
 def test_two_workers_make_the_same_lines(tmp_path: Path, out: Path) -> None:
-    apart = campaign_of(tmp_path, "overlap")
+    several = campaign_of(tmp_path, "overlap")
     told: list[str] = []
-    apart.devices, apart.say = ("cpu", "cpu"), told.append
-    assert apart.run() == 2
+    several.devices, several.say = ("cpu", "cpu"), told.append
+    assert several.run() == 2
     for arm in ("control", "no-overlap"):  # how far each of them is
         assert any(text.startswith(f"{arm} seed 0: step ") for text in told)
     alone = read_lines(out)
@@ -392,6 +433,22 @@ def until(so: Callable[[], bool], seconds: float = 120.0) -> None:
     while not so():
         assert time.monotonic() < end
         time.sleep(0.1)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seconds", [0.2, 1.0, 2.0])
+def test_workers_that_are_just_starting_are_stopped_in_peace(
+    tmp_path: Path, seconds: float
+) -> None:
+    words = ["overlap", "--scale", "toy", "--epochs", "2000", "--devices", "cpu,cpu"]
+    with alexnet_process("reproduce", *words, "--out", tmp_path) as process:
+        assert process.stdout is not None
+        assert " on cpu" in process.stdout.readline()
+        time.sleep(seconds)
+        process.send_signal(signal.SIGTERM)
+        ended = finish(process)
+    assert ended.code == EXIT_STOPPED, ended.err
+    assert ended.err == "alexnet: stopped and saved; the same command goes on\n"
 
 
 @pytest.mark.slow
@@ -493,28 +550,32 @@ def test_results_of_other_pictures_of_the_same_name_are_not_gone_on_with(tmp_pat
     pictures(tmp_path / "mine" / "pets", ("cats", "dogs"), 6)
     pictures(tmp_path / "yours" / "pets", ("cats", "dogs"), 7)
 
-    def campaign_on(folder: str) -> campaign.Campaign:
-        scale, data = scale_of(str(tmp_path / folder / "pets"))
+    def campaign_on(folder: str, **more: Any) -> campaign.Campaign:
+        scale, data = scale_of(str(tmp_path / folder / "pets"), **more)
         return campaign.Campaign([find_claim("overlap")], scale, Place(out, data), say=quiet)
 
     out = tmp_path / "out"
+    out.mkdir()
     mine = campaign_on("mine")
     trial = plans.control(mine.scale, 0)
-    line = {
-        "trial": trial.name,
-        "seed": 0,
-        "settings": trial.settings(),
-        "pictures": trials.pictures_of(trials.open_for(trial.recipe.data, mine.place)),
-        "asked": mine.scale.as_dict(),
-    }
-    out.mkdir()
-    campaign.append_line(out, line)
+
+    def keep(red: float) -> None:
+        """A line of `mine`, whose mean is so much redder."""
+        seen = trials.pictures_of(trials.open_for(trial.recipe.data, mine.place))
+        seen["mean_rgb"][0] += red
+        line = {"trial": trial.name, "seed": 0, "pictures": seen, "asked": mine.scale.as_dict()}
+        campaign.append_line(out, {**line, "settings": trial.settings()})
+
+    keep(0.0)
     mine._check_pictures()
+    campaign_on("yours", full=True)._check_pictures()  # its pictures are larger: other lines
     with pytest.raises(UserError, match=r"other pictures named pets \(2 classes"):
         campaign_on("yours").run()
-    line["pictures"]["mean_rgb"][0] += 0.1  # as another decoder of JPEG would have it
-    campaign.append_line(out, line)
+    keep(0.1)  # as another decoder of JPEG would have it
     mine._check_pictures()
+    keep(1.0)
+    with pytest.raises(UserError, match="other pictures named pets"):
+        mine._check_pictures()
 
 
 # --- Measures -------------------------------------------------------------------------------------

@@ -11,46 +11,91 @@ import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
+from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
+from typing import Any
 
 from alexnet.errors import UserError
 from alexnet.stopping import EXIT_STOPPED, Interrupted
 from alexnet.trials import Line, Place, Trial, carry_out
 
 Say = Callable[[str], None]
+RELAY_SECONDS = 5.0  # for what has been said and not told; workers that still live keep it open
+
+
+@dataclass(frozen=True)
+class Workers:
+    """`wish`: 1 from when they are to stop. It has no lock, which a killed worker would keep."""
+
+    pools: Sequence[ProcessPoolExecutor]
+    wish: Any  # of sharedctypes
+
+    def hand_out(self, number: int, trial: Trial, place: Place) -> "Future[Line]":
+        """Its line, later; KeyboardInterrupt where it was to stop. Raises BrokenProcessPool."""
+        # A worker that is started now does not hear SIGINT before it knows what to do about it.
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+        try:
+            return self.pools[number].submit(_carry_out, trial, place)
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+    def stop(self) -> None:
+        """Trainings save themselves; what is handed out from now on ends at once."""
+        self.wish.value = 1
+        for worker in multiprocessing.active_children():
+            if worker.pid is not None:
+                os.kill(worker.pid, signal.SIGINT)
+
+    @property
+    def stopping(self) -> bool:
+        return bool(self.wish.value)
 
 
 @contextlib.contextmanager
-def workers(count: int, say: Say) -> Iterator[list[ProcessPoolExecutor]]:
-    """So many processes; what their trials say comes to `say`, from a thread."""
+def workers(count: int, say: Say) -> Iterator[Workers]:
+    """So many processes; what their trials say comes to `say`, from a thread.
+
+    They are stopped where the block or `say` raises, which is raised here when they have ended.
+    """
     context = multiprocessing.get_context("spawn")
     pipes = [context.Pipe(duplex=False) for _ in range(count)]
-    pools = [
-        ProcessPoolExecutor(1, mp_context=context, initializer=_begin, initargs=(writer,))
-        for _, writer in pipes
-    ]
-    relay = threading.Thread(target=_relay, args=([reader for reader, _ in pipes], say))
+    wish = context.RawValue("b", 0)
+    found = Workers(
+        [
+            ProcessPoolExecutor(1, mp_context=context, initializer=_begin, initargs=(writer, wish))
+            for _, writer in pipes
+        ],
+        wish,
+    )
+    failures: list[BaseException] = []
+
+    def tell(text: str) -> None:
+        if failures:  # what workers say is still read, or they would wait for ever
+            return
+        try:
+            say(text)
+        except BaseException as error:
+            failures.append(error)
+            found.stop()
+
+    readers = [reader for reader, _ in pipes]
+    relay = threading.Thread(target=_relay, args=(readers, tell), daemon=True)
     relay.start()
     try:
-        yield pools
+        yield found
+    except BaseException:
+        found.stop()
+        raise
     finally:
-        for pool in pools:
-            pool.shutdown(cancel_futures=True)
-        for _, writer in pipes:
-            writer.close()
-        relay.join()
-
-
-def hand_out(pool: ProcessPoolExecutor, trial: Trial, place: Place) -> "Future[Line]":
-    """Its line, later; KeyboardInterrupt where it was asked to stop."""
-    return pool.submit(_carry_out, trial, place)
-
-
-def stop_workers() -> None:
-    """Those that a terminal has asked already take it for one wish."""
-    for worker in multiprocessing.active_children():
-        if worker.pid is not None:
-            os.kill(worker.pid, signal.SIGINT)
+        try:
+            for pool in found.pools:
+                pool.shutdown(cancel_futures=True)
+        finally:
+            for _, writer in pipes:
+                writer.close()
+            relay.join(RELAY_SECONDS)
+    if failures:
+        raise failures[0]
 
 
 def killed(name: str) -> UserError:
@@ -78,14 +123,15 @@ def _relay(readers: Sequence[Connection], say: Say) -> None:
 # --- In a worker ----------------------------------------------------------------------------------
 
 _at_work = threading.Event()  # it has a trial
-_writers: list[Connection] = []
+_given: dict[str, Any] = {}  # its end of the pipe, and the wish
 
 
-def _begin(writer: Connection) -> None:
+def _begin(writer: Connection, wish: Any) -> None:
     parent = multiprocessing.parent_process()
     assert parent is not None
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    _writers.append(writer)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
+    _given.update(writer=writer, wish=wish)
 
     def wait_for_its_end() -> None:
         parent.join()
@@ -98,14 +144,16 @@ def _begin(writer: Connection) -> None:
 
 def _carry_out(trial: Trial, place: Place) -> Line:
     parent = multiprocessing.parent_process()
-    _at_work.set()
-    signal.signal(signal.SIGINT, signal.default_int_handler)
 
     def tell(text: str) -> None:
         with contextlib.suppress(OSError):  # nobody is left to be told
-            _writers[0].send_bytes(f"{trial.arm} seed {trial.seed}: {text}".encode())
+            _given["writer"].send_bytes(f"{trial.arm} seed {trial.seed}: {text}".encode())
 
     try:
+        _at_work.set()
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        if _given["wish"].value:  # it came before there was anything to interrupt
+            raise KeyboardInterrupt
         return carry_out(trial, place, tell)
     except (Interrupted, KeyboardInterrupt):
         if parent is not None and not parent.is_alive():

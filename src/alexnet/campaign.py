@@ -15,16 +15,15 @@ import json
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, Future, wait
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from alexnet import costs
-from alexnet.apart import Say, hand_out, killed, stop_workers, workers
+from alexnet.apart import Say, Workers, killed, workers
 from alexnet.claims import Claim
-from alexnet.config import DataConfig
 from alexnet.errors import UserError
 from alexnet.files import explain_os_error
 from alexnet.log import duration
@@ -93,23 +92,27 @@ class Campaign:
             return done
 
     def _check_pictures(self) -> None:
-        """That the lines so far are of the pictures that are named now."""
-        known = {
-            json.dumps(line["settings"]["data"]): line
-            for line in read_lines(self.place.out).values()
-            if line["settings"]["data"]["dataset"] in self.place.data
-            and line["asked"]["full"] == self.scale.full
-            and "pictures" in line
+        """That the lines so far are of the pictures that are named now.
+
+        Lines of before 28 November 2026 do not tell what their pictures were.
+        """
+        lines = read_lines(self.place.out)
+        seeds = {claim.number: range(self.seeds or claim.seeds) for claim in self.claims}
+        used = {
+            trial.recipe.data
+            for claim in self.claims
+            for trial in claim.plan(self.scale, seeds[claim.number], lines)
+            if trial.name not in lines or trial.recipe.data.dataset in self.place.data
         }
-        for line in known.values():
-            data = DataConfig(**line["settings"]["data"])
-            before, now = line["pictures"], pictures_of(open_for(data, self.place))
-            if not _alike(before, now):
-                raise UserError(
-                    f"{self.place.out} holds results of other pictures named {data.dataset} "
-                    f"({_told(before)}; {self.place.data[data.dataset]} has {_told(now)}): give "
-                    "another folder as --out"
-                )
+        for data in used:
+            known = (line for line in lines.values() if line["settings"]["data"] == asdict(data))
+            before = next((line["pictures"] for line in known if "pictures" in line), None)
+            if before is None or _alike(before, now := pictures_of(open_for(data, self.place))):
+                continue
+            raise UserError(
+                f"{self.place.out} holds results of other pictures named {data.dataset} "
+                f"({_told(before)}; now {_told(now)}): give another folder as --out"
+            )
 
     def _tell_left_out(self) -> None:
         lines = read_lines(self.place.out)
@@ -216,39 +219,46 @@ class Campaign:
         Interrupted when the last has ended.
         """
         asked: list[int] = []
+        with workers(len(self.devices), self.say) as several:
 
-        def pass_on(number: int) -> None:
-            asked.append(number)
-            stop_workers()
+            def pass_on(number: int) -> None:
+                asked.append(number)
+                several.stop()
 
-        with workers(len(self.devices), self.say) as pools, on_stop_signal(pass_on):
-            done = self._run_on(pools, began, asked)
+            with on_stop_signal(pass_on):
+                done = self._run_on(several, began)
         if asked:
             raise Interrupted(asked[0], self.place.out)
         return done
 
-    def _run_on(
-        self, pools: Sequence[ProcessPoolExecutor], began: float, asked: Sequence[int]
-    ) -> int:
-        """Hand out trials until none is left, one fails, or until `asked` to stop.
+    def _run_on(self, several: Workers, began: float) -> int:
+        """Hand out trials until none is left, one fails, or they are to stop.
 
         What is under way then saves itself, or is kept if it ends; the first failure is raised.
         """
         threads = max(1, available_cores() // len(self.devices))
         running: dict[str, Block] = {}
         work: dict[Future[Line], tuple[int, str]] = {}
-        free, done, failures = list(range(len(pools))), 0, list[Exception]()
+        free, done, failures = list(range(len(self.devices))), 0, list[Exception]()
         while True:
-            ready = [] if asked or failures else self._ready(began, running)
+            ready = [] if several.stopping else self._ready(began, running)
             for block, trial in ready[: len(free)]:
+                left = self._left(ready)
+                if several.stopping:  # it may have taken a while to see what is ready
+                    break
                 worker = free.pop()
                 device = self.devices[worker]
                 own_threads = threads if device == "cpu" else 0
                 place = replace(self.place, device=device, threads=own_threads)
                 self.begun.add((block.claim.number, block.seed))
-                self.say(f"{trial.name} on {device} ({self._left(ready)})")
+                self.say(f"{trial.name} on {device} ({left})")
+                try:
+                    work[several.hand_out(worker, trial, place)] = (worker, trial.name)
+                except BrokenProcessPool:
+                    failures.append(killed(trial.name))
+                    several.stop()
+                    break
                 running[trial.name] = block
-                work[hand_out(pools[worker], trial, place)] = (worker, trial.name)
             if not work:
                 if failures:
                     raise failures[0]
@@ -262,13 +272,14 @@ class Campaign:
                 except KeyboardInterrupt:
                     pass  # it has saved itself
                 except BrokenProcessPool:
-                    failures.append(killed(name))
+                    if not several.stopping:
+                        failures.append(killed(name))
                 except Exception as error:
                     failures.append(error)
                 del running[name]
                 free.append(worker)
-            if failures and not asked:
-                stop_workers()
+            if failures and not several.stopping:
+                several.stop()
 
     def _keep(self, line: Line) -> None:
         append_line(self.place.out, {**line, "asked": self.scale.as_dict()})
