@@ -61,7 +61,7 @@ LEVELS = [
     {"trials"},
     {"apart"},
     {"plans"},
-    {"stalls"},
+    {"stall_claim"},
     {"claims", "costs"},
     {"campaign", "judging"},
     {"reproduction"},

@@ -21,7 +21,17 @@ import numpy as np
 import pytest
 import torch
 
-from alexnet import apart, campaign, claims, costs, judging, plans, reproduction, stalls, trials
+from alexnet import (
+    apart,
+    campaign,
+    claims,
+    costs,
+    judging,
+    plans,
+    reproduction,
+    stall_claim,
+    trials,
+)
 from alexnet.claims import CLAIMS, Claim, find_claim
 from alexnet.errors import UserError
 from alexnet.findings import colour_index
@@ -64,8 +74,8 @@ def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
         patch.setattr(plans, "FIGURE_1_RATES", (0.001, 0.01))
         patch.setattr(plans, "WIDER", 0)
         patch.setattr(plans, "FIGURE_1_EPOCHS", 1.0)
-        patch.setattr(stalls, "STALL_ARMS", stalls.STALL_ARMS[:2])
-        patch.setattr(stalls, "STALL_STEPS", 12)
+        patch.setattr(stall_claim, "STALL_ARMS", stall_claim.STALL_ARMS[:2])
+        patch.setattr(stall_claim, "STALL_STEPS", 12)
         campaign_of(folder, *names).run()
     return folder
 
@@ -75,8 +85,8 @@ def few(monkeypatch: pytest.MonkeyPatch) -> None:
     """The settings that `out` was made with."""
     monkeypatch.setattr(plans, "FIGURE_1_RATES", (0.001, 0.01))
     monkeypatch.setattr(plans, "WIDER", 0)
-    monkeypatch.setattr(stalls, "STALL_ARMS", stalls.STALL_ARMS[:2])
-    monkeypatch.setattr(stalls, "STALL_STEPS", 12)
+    monkeypatch.setattr(stall_claim, "STALL_ARMS", stall_claim.STALL_ARMS[:2])
+    monkeypatch.setattr(stall_claim, "STALL_STEPS", 12)
 
 
 # --- The list of claims, against the ledger -------------------------------------------------------
@@ -361,7 +371,7 @@ def test_what_cannot_be_told_stops_the_workers() -> None:
         raise BrokenPipeError
 
     def talked() -> None:
-        with apart.workers(1, say) as several:
+        with apart.worker_pools(1, say) as several:
             assert several.pools[0].submit(talk, 200_000).result(timeout=60) == 200_000
             until(lambda: several.stopping, 10)
 
@@ -736,7 +746,7 @@ def test_the_report_is_made_of_the_lines_alone(
         assert f"## {claim.number}. {claim.name}" in text
     for figure in re.findall(r"\]\((page/[\w-]+\.png)\)", text):
         assert (tmp_path / figure).is_file()
-    assert "page/stalls.png" in text
+    assert "page/stall_claim.png" in text
     assert "Not run yet: `alexnet reproduce baselines" in text
     assert readme.read_text().startswith("before\n")
     assert "yesterday" not in readme.read_text()
@@ -800,32 +810,34 @@ def test_a_baseline_is_the_same_run_however_long_the_networks_train() -> None:
 # --- Claim 17: what a single change does ----------------------------------------------------------
 
 
-def stall_line(arm: stalls.StallArm, seed: int, left: int | None) -> trials.Line:
-    trial = stalls.stall_trial(TOY, arm, seed)
+def stall_line(arm: stall_claim.StallArm, seed: int, left: int | None) -> trials.Line:
+    trial = stall_claim.stall_trial(TOY, arm, seed)
     results = {"left_chance": left, "steps": 200 if left else 0}  # a training that diverged: 0
     return {"trial": trial.name, "seed": seed, "results": results, "settings": trial.settings()}
 
 
 def test_a_single_change_is_one_step_away_from_the_paper() -> None:
-    paper = stalls.StallArm()
+    paper = stall_claim.StallArm()
     hundred = paper._replace(pictures="shapes", classes="100-classes")
     ten = paper._replace(pictures="shapes")
-    assert stalls.single_change(ten, hundred) == "10 classes -> 100"
-    assert stalls.single_change(paper, ten) == "these pictures -> shapes"
-    assert stalls.single_change(hundred, ten) is None
-    assert stalls.single_change(paper, hundred) is None
-    assert stalls.single_change(paper, stalls.StallArm("source")) is None
-    assert stalls.single_change(paper, paper) is None
+    assert stall_claim.single_change(ten, hundred) == "10 classes -> 100"
+    assert stall_claim.single_change(paper, ten) == "these pictures -> shapes"
+    assert stall_claim.single_change(hundred, ten) is None
+    assert stall_claim.single_change(paper, hundred) is None
+    assert stall_claim.single_change(paper, stall_claim.StallArm("source")) is None
+    assert stall_claim.single_change(paper, paper) is None
     two = paper._replace(norm="norm-first", dropout="inverted")
-    assert stalls.single_change(paper, two) is None
+    assert stall_claim.single_change(paper, two) is None
     assert (
-        stalls.single_change(stalls.StallArm("source-start"), stalls.StallArm("caffe-start"))
+        stall_claim.single_change(
+            stall_claim.StallArm("source-start"), stall_claim.StallArm("caffe-start")
+        )
         is None
     )
 
 
 def test_what_decides_a_stall_is_told_with_its_counts_and_steps() -> None:
-    paper = stalls.StallArm()
+    paper = stall_claim.StallArm()
     unit, inverted = paper._replace(pixels="unit-input"), paper._replace(dropout="inverted")
     made = [stall_line(paper, seed, 50 + seed) for seed in range(8)]
     made += [stall_line(unit, seed, None) for seed in range(8)]
@@ -846,7 +858,7 @@ def test_what_decides_a_stall_is_told_with_its_counts_and_steps() -> None:
 
 
 def test_a_change_between_runs_that_all_stay_is_not_told() -> None:
-    ten = stalls.StallArm(pictures="shapes")
+    ten = stall_claim.StallArm(pictures="shapes")
     made = [
         stall_line(arm, seed, None)
         for arm in (ten, ten._replace(dropout="inverted"))
@@ -860,7 +872,7 @@ def test_a_change_between_runs_that_all_stay_is_not_told() -> None:
     "scale", [TOY, Scale("imagenette"), Scale("imagenette", full=True), Scale("imagenet")]
 )
 def test_stalls_are_of_networks_that_exist_trained_as_printed(scale: Scale) -> None:
-    trials = {trial.arm: trial for trial in stalls.stalls(scale, [0], {})}
+    trials = {trial.arm: trial for trial in stall_claim.stalls(scale, [0], {})}
     for trial in trials.values():
         find_network(trial.recipe.network.name)
         assert trial.recipe.optimizer.bias_lr == trial.recipe.optimizer.lr  # the source doubles it

@@ -13,7 +13,7 @@ from pathlib import Path
 from alexnet.campaign import Campaign
 from alexnet.claims import find_claim
 from alexnet.scales import Scale
-from alexnet.stalls import stalls
+from alexnet.stall_claim import stalls
 from alexnet.trials import Place
 
 packed, out, *arms = sys.argv[1:]
@@ -21,7 +21,8 @@ packed, out, *arms = sys.argv[1:]
 
 def some(scale, seeds, lines):
     found = [trial for trial in stalls(scale, seeds, lines) if trial.arm in arms]
-    assert {trial.arm for trial in found} == set(arms), "an unknown recipe"
+    if unknown := set(arms) - {trial.arm for trial in found}:
+        sys.exit(f"no recipes {', '.join(sorted(unknown))}")
     return found
 
 

@@ -8,10 +8,10 @@ import json
 import sys
 from pathlib import Path
 
-from alexnet.stalls import STALL_ARMS, stalls
 from alexnet.config import diff
 from alexnet.opening import open_dataset
 from alexnet.scales import Scale
+from alexnet.stall_claim import STALL_ARMS, stalls
 from alexnet.train import train
 
 KEYS = ("activation_std", "dead_share", "picture_spread", "gradient_norm", "weight_norm")

@@ -52,7 +52,7 @@ class Workers:
 
 
 @contextlib.contextmanager
-def workers(count: int, say: Say) -> Iterator[Workers]:
+def worker_pools(count: int, say: Say) -> Iterator[Workers]:
     """So many processes; what their trials say comes to `say`, from a thread.
 
     They are stopped where the block or `say` raises, which is raised here when they have ended.

@@ -456,9 +456,9 @@ def _best(
     coded = _encode(codebooks, describe, train.images[learn], say)
     unseen = _encode(codebooks, describe, train.images[held_out], say)
     errors = []
-    for codebook, seen, tried in zip(codebooks, coded, unseen, strict=True):
+    for codebook, seen, others in zip(codebooks, coded, unseen, strict=True):
         classifier = _Classifier().fit(CODEBOOK_STRENGTH, seen, train.labels[learn])
-        errors.append(classifier.misses(tried, train.labels[held_out]))
+        errors.append(classifier.misses(others, train.labels[held_out]))
         say(f"{codebook.setting} misses {errors[-1]:.1%} of held-out pictures")
     best = codebooks[int(np.argmin(errors))]
     best.setting = {**best.setting, "tried": [round(error, 4) for error in errors]}

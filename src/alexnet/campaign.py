@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from alexnet import costs
-from alexnet.apart import Say, Workers, killed, workers
+from alexnet.apart import Say, Workers, killed, worker_pools
 from alexnet.claims import Claim
 from alexnet.errors import UserError
 from alexnet.files import explain_os_error
@@ -219,7 +219,7 @@ class Campaign:
         Interrupted when the last has ended.
         """
         asked: list[int] = []
-        with workers(len(self.devices), self.say) as several:
+        with worker_pools(len(self.devices), self.say) as several:
 
             def pass_on(number: int) -> None:
                 asked.append(number)

@@ -26,7 +26,7 @@ from alexnet.plans import (
     transfer,
 )
 from alexnet.scales import PRETRAIN, Scale
-from alexnet.stalls import STALL_SEEDS, stalls
+from alexnet.stall_claim import STALL_SEEDS, stalls
 
 CPU_SCALES = ("toy", "shapes", "cifar10", "imagenette", "folder", "imagenet")
 PICTURES = ("toy", "imagenette", "folder", "imagenet")

@@ -15,7 +15,7 @@ from alexnet.claims import Claim, Comparison
 from alexnet.metrics import wilson_interval
 from alexnet.plans import FIGURE_1_ERROR, Lines
 from alexnet.scales import Scale
-from alexnet.stalls import PRINTED, STALL_ARMS, WHOLE_NETWORKS, StallArm, single_change
+from alexnet.stall_claim import PRINTED, STALL_ARMS, WHOLE_NETWORKS, StallArm, single_change
 from alexnet.trials import Line, epochs_to, error_of, train_curve
 from alexnet.verdicts import (
     CONFIDENCE,

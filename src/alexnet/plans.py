@@ -2,7 +2,7 @@
 
 A plan is a function from a scale and seeds to trials. Where what has run decides what is to run
 next, as in the search for Figure 1's rates, it reads the lines so far. Not here: what the paper
-says (`claims.py`), what the lines mean (`judging.py`), claim 17 (`stalls.py`).
+says (`claims.py`), what the lines mean (`judging.py`), claim 17 (`stall_claim.py`).
 """
 
 import math
