@@ -625,16 +625,16 @@ def figure_1_line(arm: str, rate: float, seed: int, epochs: float, end: int | No
 
 
 @pytest.mark.parametrize(
-    ("relu", "tanh", "ratio", "size", "words"),
+    ("relu", "tanh", "ratio", "bound", "size", "words"),
     [
-        (5, 35, 7.0, "larger here", "0.01"),
-        (5, None, 8.0, "-", "3 of tanh and 0 of ReLU never got there"),
-        (None, 20, 0.5, "-", "0 of tanh and 3 of ReLU never got there"),
-        (None, None, 1.0, "-", "3 of tanh and 3 of ReLU never got there"),
+        (5, 35, 7.0, "ReLU", "larger here", "0.01"),
+        (5, None, 8.0, "at least", "-", "3 of tanh and 0 of ReLU never got there"),
+        (None, 20, 0.5, "at most", "-", "0 of tanh and 3 of ReLU never got there"),
+        (None, None, 1.0, "ReLU", "-", "3 of tanh and 3 of ReLU never got there"),
     ],
 )
 def test_who_never_gets_to_25_percent_counts_with_all_its_epochs(
-    relu: int | None, tanh: int | None, ratio: float, size: str, words: str
+    relu: int | None, tanh: int | None, ratio: float, bound: str, size: str, words: str
 ) -> None:
     lines = {}
     for arm, best in (("relu", 0.003), ("tanh", 0.003)):
@@ -648,6 +648,7 @@ def test_who_never_gets_to_25_percent_counts_with_all_its_epochs(
     (found,) = judging.findings(find_claim("relu"), Scale("cifar10"), lines)
     assert found.mean == pytest.approx(ratio)
     assert (found.n, found.size) == (3, size)
+    assert found.what.endswith(bound)
     assert words in found.note
 
 

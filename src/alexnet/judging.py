@@ -184,14 +184,16 @@ def _relu(claim: Claim, scale: Scale, arms: Arms) -> list[Finding]:
     rates = sorted({arm for arm in arms if arm.startswith(("relu", "tanh"))})
     note = f"searched: {', '.join(rates)}"
     short = {kind: sum(not reached for _, reached in ends[kind]) for kind in ends}
+    bound = ""
     if any(short.values()):
+        bound = "" if all(short.values()) else ", at least" if short["tanh"] else ", at most"
         note += f"; {short['tanh']} of tanh and {short['relu']} of ReLU never got there and count "
         note += "with all their epochs"
     return [
         _finding(
             claim,
             scale,
-            f"epochs to {FIGURE_1_ERROR:g} % training error, tanh over ReLU",
+            f"epochs to {FIGURE_1_ERROR:g} % training error, tanh over ReLU{bound}",
             found,
             unit="times",
             paper="6",
