@@ -23,7 +23,8 @@ PROBE_STEPS = 4
 WARM_UP_STEPS = 2
 TRAIN_PASSES = 3  # forward, gradient of the inputs, gradient of the weights
 OVERHEAD_SECONDS = 3.0  # of a training: files, loading, the last evaluation
-BASELINE_SECONDS_PER_PICTURE = 0.06
+# Of one core, pictures of 64 pixels (records/2026-11-28_claims).
+BASELINE_SECONDS_PER_PICTURE = {"sift-fisher": 0.03, "sparse-coding": 0.05}
 AVERAGE_SECONDS = 30.0
 
 
@@ -49,7 +50,7 @@ class Costs:
         dataset = self._dataset(trial)
         pictures = sum(map(len, dataset.splits.values()))
         if trial.kind == "baseline":
-            return BASELINE_SECONDS_PER_PICTURE * pictures
+            return BASELINE_SECONDS_PER_PICTURE[trial.arm] * pictures
         macs = macs_of(trial.recipe, len(dataset.class_names))
         if trial.kind == "retrieval":
             return 3 * pictures * macs / self._macs_per_second(trial) + OVERHEAD_SECONDS
