@@ -747,7 +747,7 @@ def test_the_report_is_made_of_the_lines_alone(
         assert f"## {claim.number}. {claim.name}" in text
     for figure in re.findall(r"\]\((page/[\w-]+\.png)\)", text):
         assert (tmp_path / figure).is_file()
-    assert "page/stall_claim.png" in text
+    assert "page/stalls.png" in text
     assert "Not run yet: `alexnet reproduce baselines" in text
     assert readme.read_text().startswith("before\n")
     assert "yesterday" not in readme.read_text()
