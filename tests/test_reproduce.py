@@ -23,6 +23,7 @@ import torch
 
 from alexnet import (
     apart,
+    baselines,
     campaign,
     claims,
     costs,
@@ -795,6 +796,28 @@ def test_baselines_are_held_against_ten_views_and_each_other() -> None:
     assert found["sparse-coding less control, validation error, ten views"].mean == 25.0
     assert found["sparse-coding less sift-fisher, validation error, one view"].mean == 9.0
     assert {row.n for row in found.values()} == {3}
+
+
+def test_what_the_length_of_trainings_does_not_touch_is_told_once() -> None:
+    lines = {}
+    for scale in (Scale("imagenette", epochs=5), Scale("imagenette", epochs=40)):
+        for seed in range(3):
+            for trial in plans.table_1(scale, [seed], {}):
+                wrong = {"control": 40 + scale.epochs, "sift-fisher": 50, "sparse-coding": 60}
+                counts = {"images": 100, "top1_wrong": wrong[trial.arm]}
+                line = {"trial": trial.name, "seed": seed, "kind": trial.kind, "arm": trial.arm}
+                results = {"errors": {"val/1": counts, "val/10": counts}}
+                lines[trial.name] = line | {"results": results, "asked": scale.as_dict()}
+    told = [
+        (row.scale, row.what.partition(",")[0])
+        for by_claim in reproduction.all_findings(lines).values()
+        for row in by_claim["baselines"]
+    ]
+    assert told == [
+        *(("imagenette, 5 epochs", f"{arm} less control") for arm in baselines.METHODS),
+        *(("imagenette, 40 epochs", f"{arm} less control") for arm in baselines.METHODS),
+        ("imagenette, 40 epochs", "sparse-coding less sift-fisher"),
+    ]
 
 
 def test_a_baseline_is_the_same_run_however_long_the_networks_train() -> None:

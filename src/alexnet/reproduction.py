@@ -7,6 +7,7 @@ the command that would run it. Not here: verdicts (`judging.py`), how a figure l
 import json
 import shlex
 import textwrap
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -49,22 +50,31 @@ TOY = "toy"  # its figures mean nothing
 
 
 def all_findings(lines: Lines) -> dict[Scale, dict[str, list[Finding]]]:
-    """{scale as it was asked for: {claim: findings}}, of everything that has run but toys."""
+    """{scale as it was asked for: {claim: findings}}, of everything that has run but toys.
+
+    What no setting of the scale touches is told once, where most of its runs were asked for.
+    """
     asked = {json.dumps(line["asked"]): line["asked"] for line in lines.values()}
     scales = [Scale(**settings) for settings in asked.values() if settings["name"] != TOY]
-    found: dict[Scale, dict[str, list[Finding]]] = {}
-    told: dict[str, list[list[Finding]]] = {}
-    for scale in sorted(scales, key=lambda scale: (scale.name, scale.full, scale.epochs)):
-        own = {line["trial"]: line for line in lines.values() if line["asked"] == scale.as_dict()}
-        shared = {**lines, **own}
-        for claim in CLAIMS:
-            rows = findings(claim, scale, shared)
-            # Runs that no setting of the scale touches are told once, not for each way of asking.
-            untitled = [replace(row, scale="") for row in rows]
-            if rows and untitled not in told.setdefault(claim.name, []):
-                told[claim.name].append(untitled)
-                found.setdefault(scale, {})[claim.name] = rows
-    return found
+    scales.sort(key=lambda scale: (scale.name, scale.full, scale.epochs))
+    found: dict[Scale, dict[str, list[Finding]]] = {scale: {} for scale in scales}
+    for claim in CLAIMS:
+        told: set[Finding] = set()
+        for scale, _ in Counter({s: _asked_at(claim, s, lines) for s in scales}).most_common():
+            own = {t: line for t, line in lines.items() if line["asked"] == scale.as_dict()}
+            rows = findings(claim, scale, {**lines, **own})
+            new = [row for row in rows if replace(row, scale="") not in told]
+            told |= {replace(row, scale="") for row in new}
+            if new:
+                found[scale][claim.name] = new
+    return {scale: by_claim for scale, by_claim in found.items() if by_claim}
+
+
+def _asked_at(claim: Claim, scale: Scale, lines: Lines) -> int:
+    """How many lines of a claim at a scale were asked for at this very scale."""
+    arms = arms_of(claim, scale, lines)
+    of_claim = [line for by_seed in arms.values() for line in by_seed.values()]
+    return sum(line["asked"] == scale.as_dict() for line in of_claim)
 
 
 def write_report(out: Path, page: Path, readme: Path | None = None) -> Path:
