@@ -307,9 +307,7 @@ def differences_figure(rows: Sequence[Finding]) -> "Figure | None":
         return None
     heights = [_places(_labels(group))[1] + 1.6 for group in panels.values()]
     with style():
-        title = (
-            "Points of top-1 validation error of one view, or as it is said; diamonds: the paper's"
-        )
+        title = "Points of top-1 error, one view or as said, 95 % intervals; diamonds: the paper's"
         figure = chart(10.0, 1.0 + 0.23 * sum(heights), title)
         several = figure.subplots(
             len(panels), 1, sharex=True, squeeze=False, height_ratios=heights
