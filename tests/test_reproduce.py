@@ -219,7 +219,8 @@ def test_each_claim_has_paired_trials_at_every_scale(claim: Claim, scale: Scale)
     assert len(set(names)) == len(names) or claim.name == "table2"
     assert {trial.name for trial in one} <= set(names)
     for trial in two:
-        find_network(trial.recipe.network.name)
+        network = find_network(trial.recipe.network.name)
+        assert trial.kind != "train" or trial.recipe.augment.crop_px == network.input_px
         assert set(trial.of) <= set(names)
 
 

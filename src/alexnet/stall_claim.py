@@ -10,6 +10,7 @@ from dataclasses import asdict
 from typing import Literal, NamedTuple
 
 from alexnet.config import diff
+from alexnet.networks import find_network
 from alexnet.plans import Lines, Trials
 from alexnet.recipes import find_recipe
 from alexnet.scales import Scale
@@ -74,6 +75,7 @@ def stall_trial(scale: Scale, arm: StallArm, seed: int) -> Trial:
     parts = [small, arm.start, arm.norm, arm.pixels]
     if arm.start in ("source", "caffe"):
         del parts[0]
+        base = diff(base, augment={"crop_px": find_network(arm.start).input_px})  # Caffe's are 227
     recipe = diff(
         base,
         network={"name": "/".join(filter(None, parts)), "dropout": arm.dropout},
