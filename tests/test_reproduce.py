@@ -356,13 +356,15 @@ def test_a_failure_of_one_worker_loses_nothing_of_the_other(
     assert [pool.asked for pool in pools] == [1, 1]  # nothing new is begun after a failure
 
 
-def test_a_wish_to_stop_while_it_is_seen_what_is_ready_is_heeded(tmp_path: Path) -> None:
+def test_a_wish_to_stop_while_it_is_seen_what_is_ready_is_heeded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     wish = SimpleNamespace(value=0)
     several = campaign_of(tmp_path, "views", seeds=5)
     several.devices = ("cpu",)
-    several._left = lambda ready: setattr(wish, "value", 1) or ""  # type: ignore[method-assign]
-    pool = Pool({})
-    assert several._run_on(apart.Workers([pool], wish), time.monotonic()) == 0  # type: ignore[list-item]
+    monkeypatch.setattr(several, "_left", lambda ready: setattr(wish, "value", 1) or "")
+    pool: Any = Pool({})
+    assert several._run_on(apart.Workers([pool], wish), time.monotonic()) == 0
     assert pool.asked == 0
 
 

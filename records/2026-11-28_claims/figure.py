@@ -43,8 +43,18 @@ def print_figure_1() -> None:
             print(line["trial"], epochs_to(line, 25.0), f"{min(curve):.1f} {curve[-1]:.1f}")
 
 
+def print_baselines() -> None:
+    """Errors of claim 15's runs, and what was best of what each of them tried."""
+    for line in map(json.loads, (HERE / "results.jsonl").read_text().splitlines()):
+        if line["kind"] == "baseline" or line["asked"]["epochs"] == 40 and line["arm"] == "control":
+            errors = line["results"]["errors"].items()
+            missed = {key: f"{100 * n['top1_wrong'] / n['images']:.2f}" for key, n in errors}
+            print(line["trial"], missed, line["results"].get("tuned", ""))
+
+
 def main() -> None:
     print_figure_1()
+    print_baselines()
     gradients, leaving = first_gradients(), steps_to_leave()
     figure, axes = plt.subplots(figsize=(7.4, 4.4), layout="constrained")
     for arm, gradient in sorted(gradients.items()):

@@ -102,20 +102,22 @@ def _measure(
     train, val = dataset.splits["train"], dataset.splits["val"]
     order = permutation(seed, "baseline: held out", 0, len(train))
     cut = max(1, len(train) // 10)
+    learn = np.sort(order[cut : cut + TUNING_PICTURES])
+    held_out = np.sort(order[:cut][: TUNING_PICTURES // 3])
     total: Reals | None = None
     tuned = {}
     for kind, describe in (("sift", dense_sift), ("colour", dense_colours)):
         tell = _telling(say, f"{kind}: ")
-        some = _sample(describe, train.images[np.sort(order[cut : cut + TUNING_PICTURES])], seed)
+        some = _sample(describe, train.images[learn], seed)
         codebooks = [_codebook(method, *some, setting, seed) for setting in tried]
-        codebook = _best(codebooks, describe, train, order, cut, tell)
+        codebook = _best(codebooks, describe, train, learn, held_out, tell)
         (coded,) = _encode([codebook], describe, train.images, tell)
-        strength, held_out = _tuned_strength(coded, train.labels, order, cut)
-        tell(f"C = {strength:g} misses {held_out:.1%} of held-out pictures")
+        strength, missed = _tuned_strength(coded, train.labels, order, cut)
+        tell(f"C = {strength:g} misses {missed:.1%} of held-out pictures")
         classifier = _Classifier().fit(strength, coded, train.labels).model
         (unseen,) = _encode([codebook], describe, val.images, tell)
         scores = classifier.predict_proba(unseen)
-        tuned[kind] = {**codebook.setting, "C": strength, "held_out_error": held_out}
+        tuned[kind] = {**codebook.setting, "C": strength, "held_out_error": missed}
         aligned = np.zeros((len(val), len(dataset.class_names)), np.float32)
         aligned[:, classifier.classes_] = scores
         total = aligned if total is None else total + aligned
@@ -448,11 +450,14 @@ def _codebook(method: str, sample: Reals, places: Reals, tried: int, seed: int) 
 
 
 def _best(
-    codebooks: Sequence[Codebook], describe: Describe, train: Split, order: Any, cut: int, say: Say
+    codebooks: Sequence[Codebook],
+    describe: Describe,
+    train: Split,
+    learn: NDArray[np.int64],
+    held_out: NDArray[np.int64],
+    say: Say,
 ) -> Codebook:
-    """The code book whose classifier misses fewest of the held-out pictures, on some of all."""
-    learn = np.sort(order[cut : cut + TUNING_PICTURES])
-    held_out = np.sort(order[:cut][: TUNING_PICTURES // 3])
+    """The code book whose classifier, of the rows `learn`, misses fewest of `held_out`."""
     coded = _encode(codebooks, describe, train.images[learn], say)
     unseen = _encode(codebooks, describe, train.images[held_out], say)
     errors = []
